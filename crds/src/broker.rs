@@ -1,0 +1,113 @@
+//! A connection to a backend.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// One connection to a backend that keeps jobs.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "longshore.dev",
+    version = "v1alpha1",
+    kind = "Broker",
+    plural = "brokers",
+    shortname = "lsb",
+    category = "longshore",
+    namespaced,
+    status = "BrokerStatus",
+    printcolumn(name = "Backend", type_ = "string", json_path = ".status.backend"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Durable", type_ = "string", json_path = ".status.conditions[?(@.type==\"Durable\")].status", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("the name must be a DNS label of at most 52 characters"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.embedded)").message("exactly one backend must be set: embedded"))]
+pub struct BrokerSpec {
+    /// SQLite behind Longshore's own small server, in a pod of its own. It claims a volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<EmbeddedBroker>,
+}
+
+/// The embedded broker.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!(self.ephemeral && has(self.storage))").message("ephemeral: true keeps nothing, so storage can't be set"),
+    validation = Rule::new("self.ephemeral == oldSelf.ephemeral").message("ephemeral can't be changed; make another Broker")
+)]
+pub struct EmbeddedBroker {
+    /// Keep the jobs in an emptyDir: they are gone with the pod.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// The volume that is claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+    /// Raise it to make a new access token; the one before stays valid until the next change.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub token_revision: i64,
+}
+
+const fn one() -> i64 {
+    1
+}
+
+/// A volume claim.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self == oldSelf").message("the volume of a Broker can't be changed"))]
+pub struct Storage {
+    /// The size that is asked for.
+    #[serde(default = "default_size")]
+    #[schemars(regex(pattern = r"^[1-9][0-9]{0,5}(Mi|Gi|Ti)$"))]
+    pub size: String,
+    /// The storage class; the cluster's default one without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+fn default_size() -> String {
+    "1Gi".to_owned()
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            size: default_size(),
+            storage_class_name: None,
+        }
+    }
+}
+
+/// What the operator saw of a Broker.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerStatus {
+    /// Ready, Durable.
+    #[serde(default)]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The generation that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The server's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The id of the broker's data: another one means other data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_id: Option<String>,
+    /// Where its HTTP API is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// What it can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::pod_template::any_object")]
+    pub capabilities: Option<serde_json::Value>,
+}

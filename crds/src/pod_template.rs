@@ -1,0 +1,180 @@
+//! The pod template of a Worker, and schemas that are made rather than derived.
+//!
+//! The template is kept as the JSON that the user wrote and goes into the Deployment as it is: a quantity written as a
+//! number stays one, and nothing is lost on the way. Its schema is that of upstream's `PodTemplateSpec`, with upstream's
+//! list types, keys and defaults (which server-side apply needs to merge two managers), without descriptions.
+
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+
+/// A `PodTemplateSpec` as the user wrote it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PodTemplate(pub Value);
+
+impl JsonSchema for PodTemplate {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "PodTemplate".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut settings = generator.settings().clone();
+        settings.inline_subschemas = true;
+        let mut schema = settings
+            .into_generator()
+            .into_root_schema_for::<PodTemplateSpec>()
+            .to_value();
+        if let Some(object) = schema.as_object_mut() {
+            object.remove("$schema");
+            object.remove("title");
+        }
+        refine(&mut schema, "template");
+        require_containers(&mut schema);
+        Schema::try_from(schema).expect("an object stays an object")
+    }
+}
+
+/// Any JSON value.
+pub(crate) fn anything(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "x-kubernetes-preserve-unknown-fields": true })
+}
+
+/// Any JSON object.
+pub(crate) fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+}
+
+/// Upstream's lists that merge by key: the field, and its keys.
+const MAP_LISTS: &[(&str, &[&str])] = &[
+    ("containers", &["name"]),
+    ("initContainers", &["name"]),
+    ("ephemeralContainers", &["name"]),
+    ("volumes", &["name"]),
+    ("imagePullSecrets", &["name"]),
+    ("hostAliases", &["ip"]),
+    ("topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
+    ("schedulingGates", &["name"]),
+    ("resourceClaims", &["name"]),
+    ("env", &["name"]),
+    ("ports", &["containerPort", "protocol"]),
+    ("volumeMounts", &["mountPath"]),
+    ("volumeDevices", &["devicePath"]),
+    ("ownerReferences", &["uid"]),
+];
+
+/// Walks `schema`, which stands at the field `field`, and puts in what the derived schema lacks.
+fn refine(schema: &mut Value, field: &str) {
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    object.remove("description");
+    if is_quantity(object, field) {
+        *schema = quantity();
+        return;
+    }
+    if object
+        .get("type")
+        .is_some_and(|kind| kind == "array" || kind == &json!(["array", "null"]))
+    {
+        refine_list(object, field);
+    }
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        for (name, property) in properties.iter_mut() {
+            refine(property, name);
+        }
+        add_defaults(object, field);
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let Some(value) = object.get_mut(inner) {
+            refine(value, field);
+        }
+    }
+    for several in ["allOf", "anyOf", "oneOf"] {
+        if let Some(Value::Array(parts)) = object.get_mut(several) {
+            parts.iter_mut().for_each(|part| refine(part, field));
+        }
+    }
+}
+
+fn refine_list(object: &mut Map<String, Value>, field: &str) {
+    let item = object
+        .get("items")
+        .and_then(|items| items.get("properties"))
+        .and_then(Value::as_object);
+    let keys = MAP_LISTS
+        .iter()
+        .find(|(name, _)| *name == field)
+        .map(|(_, keys)| *keys);
+    match (keys, item) {
+        // The same field name elsewhere may hold other things: the keys must be there.
+        (Some(keys), Some(item)) if keys.iter().all(|key| item.contains_key(*key)) => {
+            object.insert("x-kubernetes-list-type".to_owned(), json!("map"));
+            object.insert("x-kubernetes-list-map-keys".to_owned(), json!(keys));
+        }
+        _ if field == "finalizers" => {
+            object.insert("x-kubernetes-list-type".to_owned(), json!("set"));
+        }
+        _ => {
+            object.insert("x-kubernetes-list-type".to_owned(), json!("atomic"));
+        }
+    }
+}
+
+/// A key of a merging list must be required or have a default, as upstream has it.
+fn add_defaults(object: &mut Map<String, Value>, field: &str) {
+    let key_with_default = match field {
+        "ports" => Some(("protocol", json!("TCP"))),
+        "imagePullSecrets" => Some(("name", json!(""))),
+        _ => None,
+    };
+    let Some((key, default)) = key_with_default else {
+        return;
+    };
+    let property = object
+        .get_mut("properties")
+        .and_then(|properties| properties.get_mut(key));
+    if let Some(Value::Object(property)) = property {
+        property.insert("default".to_owned(), default);
+        property.remove("nullable");
+    }
+}
+
+fn is_quantity(object: &Map<String, Value>, field: &str) -> bool {
+    let text = object
+        .get("type")
+        .is_some_and(|kind| kind == "string" || kind == &json!(["string", "null"]));
+    text && [
+        "limits",
+        "requests",
+        "overhead",
+        "sizeLimit",
+        "divisor",
+        "capacity",
+    ]
+    .contains(&field)
+}
+
+fn quantity() -> Value {
+    json!({
+        "anyOf": [{ "type": "integer" }, { "type": "string" }],
+        "x-kubernetes-int-or-string": true,
+        "pattern": "^(\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))))?$",
+    })
+}
+
+fn require_containers(schema: &mut Value) {
+    schema["required"] = json!(["spec"]);
+    schema["properties"]["spec"]["properties"]["containers"]["minItems"] = json!(1);
+    // The API server keeps only these of a template's metadata.
+    let keep = ["annotations", "labels"];
+    if let Some(Value::Object(properties)) = schema.pointer_mut("/properties/metadata/properties") {
+        properties.retain(|name, _| keep.contains(&name.as_str()));
+    }
+}
