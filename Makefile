@@ -1,0 +1,84 @@
+# The only entry point: what a person runs and what CI runs are the same targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Builds and binaries live outside the checkout, so that a fresh clone starts warm.
+export LONGSHORE_CACHE ?= $(HOME)/.cache/longshore
+export CARGO_TARGET_DIR ?= $(LONGSHORE_CACHE)/target
+export LONGSHORE_CONFORMANCE_DIR ?= $(CURDIR)/target/conformance
+CLUSTER := e2e/cluster/cluster
+STEP := e2e/lib/step
+
+.PHONY: help
+help: ## What there is to run.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+.PHONY: demo
+demo: ## Install what is missing, make a cluster, install Longshore, run the hello example.
+	@e2e/demo/demo
+
+.PHONY: demo-down
+demo-down: cluster-down ## Take the demo's cluster away.
+
+.PHONY: test
+test: ## Everything: lint, unit, property, conformance, chart, end to end.
+	@e2e/lib/gate
+
+.PHONY: packages
+packages: ## Debian packages that building and testing need.
+	@e2e/lib/packages
+
+.PHONY: fmt
+fmt: ## Format the code.
+	@cargo fmt --all
+
+.PHONY: lint
+lint: packages ## Formatting, clippy, shellcheck, generated files.
+	@$(STEP) "formatting" "a second" cargo fmt --all --check
+	@$(STEP) "clippy" "2 min cold" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@$(STEP) "shellcheck" "seconds" e2e/lib/shell-lint
+	@$(STEP) "generated files" "seconds" $(MAKE) --no-print-directory crds-check
+
+.PHONY: unit
+unit: packages ## Unit and property tests.
+	@$(STEP) "unit and property tests" "3 min cold" cargo test --workspace --locked --quiet --exclude longshore-e2e --lib --bins --test '*' -- --quiet
+
+.PHONY: crds
+crds: ## Write the CustomResourceDefinitions into the chart.
+	@cargo run --quiet --locked -p longshore-crds --bin crdgen -- charts/longshore/definitions
+
+.PHONY: crds-check
+crds-check:
+	@cargo run --quiet --locked -p longshore-crds --bin crdgen -- --check charts/longshore/definitions
+
+.PHONY: conformance
+conformance: packages ## The conformance suite; BROKERS=memory,embedded,http names the brokers.
+	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "1 min" cargo test --locked --quiet -p longshore-drivers --test conformance
+
+.PHONY: images
+images: packages ## Static binaries and images from scratch.
+	@e2e/lib/binaries
+	@e2e/images/build base
+	@e2e/images/build product "$(CARGO_TARGET_DIR)/x86_64-unknown-linux-musl/release" dev
+
+.PHONY: cluster
+cluster: ## A local Kubernetes cluster.
+	@$(CLUSTER) install
+	@$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## Take the local cluster away.
+	@$(CLUSTER) down
+
+.PHONY: install
+install: cluster images ## Install the chart of this checkout on the cluster.
+	@e2e/lib/install
+
+.PHONY: chart-test
+chart-test: ## helm lint, schemas, and a server-side dry run of all objects and examples.
+	@$(STEP) "chart" "1 min" charts/tests/run
+
+.PHONY: e2e
+e2e: install ## The scenarios on the cluster; SCENARIO=name runs one.
+	@$(STEP) "scenarios" "10 min" cargo test --locked --quiet -p longshore-e2e --test scenarios -- $(SCENARIO)
