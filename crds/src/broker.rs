@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
     kind = "Broker",
     plural = "brokers",
     shortname = "lsb",
+    doc = "One connection to a backend that keeps jobs.",
     category = "longshore",
     namespaced,
     status = "BrokerStatus",
@@ -36,7 +37,9 @@ pub struct BrokerSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!(self.ephemeral && has(self.storage))").message("ephemeral: true keeps nothing, so storage can't be set"),
-    validation = Rule::new("self.ephemeral == oldSelf.ephemeral").message("ephemeral can't be changed; make another Broker")
+    validation = Rule::new("self.ephemeral == oldSelf.ephemeral").message("ephemeral can't be changed; make another Broker"),
+    // The rule at Storage sees only a storage that stays; one that comes or goes is seen here.
+    validation = Rule::new("has(self.storage) == has(oldSelf.storage)").message("the volume of a Broker can't be changed")
 )]
 pub struct EmbeddedBroker {
     /// Keep the jobs in an emptyDir: they are gone with the pod.

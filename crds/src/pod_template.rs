@@ -146,24 +146,23 @@ fn add_defaults(object: &mut Map<String, Value>, field: &str) {
     }
 }
 
+/// A quantity and a port are written alike; only the field tells them apart.
 fn is_quantity(object: &Map<String, Value>, field: &str) -> bool {
-    let text = object
-        .get("type")
-        .is_some_and(|kind| kind == "string" || kind == &json!(["string", "null"]));
-    text && [
-        "limits",
-        "requests",
-        "overhead",
-        "sizeLimit",
-        "divisor",
-        "capacity",
-    ]
-    .contains(&field)
+    let either = object.get("x-kubernetes-int-or-string") == Some(&json!(true));
+    either
+        && [
+            "limits",
+            "requests",
+            "overhead",
+            "sizeLimit",
+            "divisor",
+            "capacity",
+        ]
+        .contains(&field)
 }
 
 fn quantity() -> Value {
     json!({
-        "anyOf": [{ "type": "integer" }, { "type": "string" }],
         "x-kubernetes-int-or-string": true,
         "pattern": "^(\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))))?$",
     })

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
     kind = "Queue",
     plural = "queues",
     shortname = "lsq",
+    doc = "A named stream of jobs on a Broker, with its policy.",
     category = "longshore",
     namespaced,
     status = "QueueStatus",

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
     kind = "Worker",
     plural = "workers",
     shortname = "lsw",
+    doc = "Pods that work on queues: scaled to the work, drained before they go.",
     category = "longshore",
     namespaced,
     status = "WorkerStatus",
@@ -215,4 +216,7 @@ pub struct WorkerStatus {
     /// Jobs at once in one pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
+    /// The newest template of which a pod was ready once. Another one starts with a single pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_template_hash: Option<String>,
 }

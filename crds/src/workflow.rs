@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
     kind = "Workflow",
     plural = "workflows",
     shortname = "lswf",
+    doc = "A run to completion: a chain of jobs and batches with callbacks.",
     category = "longshore",
     namespaced,
     status = "WorkflowStatus",
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("the name must be a DNS label of at most 52 characters"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.startedAt) || (self.spec.queueRef == oldSelf.spec.queueRef && self.spec.order == oldSelf.spec.order && self.spec.steps.map(step, step.name) == oldSelf.spec.steps.map(step, step.name))").message("a workflow that has started can't be changed, except suspend, cancel, deadline and ttlAfterFinished; make another one"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.startedAt) || (self.spec.queueRef == oldSelf.spec.queueRef && self.spec.order == oldSelf.spec.order && self.spec.steps == oldSelf.spec.steps && has(self.spec.then) == has(oldSelf.spec.then) && (!has(self.spec.then) || self.spec.then == oldSelf.spec.then) && has(self.spec.catch) == has(oldSelf.spec.catch) && (!has(self.spec.catch) || self.spec.catch == oldSelf.spec.catch) && has(self.spec.finally) == has(oldSelf.spec.finally) && (!has(self.spec.finally) || self.spec.finally == oldSelf.spec.finally))").message("a workflow that has started can't be changed, except suspend, cancel, deadline and ttlAfterFinished; make another one"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.steps.all(step, self.steps.exists_one(other, other.name == step.name))").message("the names of steps must be unique"))]
@@ -55,10 +56,11 @@ pub struct WorkflowSpec {
     pub cancel: bool,
     /// From the start to the outcome; it fails when this passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("deadline must be at least 1s"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('8760h')").message("deadline must be from 1s to 8760h"))]
     pub deadline: Option<Duration>,
     /// Delete the object this long after it ended. Never with objects that Argo CD or Flux track.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('8760h')").message("ttlAfterFinished must be at most 8760h"))]
     pub ttl_after_finished: Option<Duration>,
 }
 
@@ -116,9 +118,11 @@ pub struct JobTemplate {
     pub max_attempts: Option<u32>,
     /// How long one attempt may take, if not as the queue says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('100ms') && duration(self) <= duration('168h')").message("timeout must be from 100ms to 168h"))]
     pub timeout: Option<Duration>,
     /// Not before this long after the job's turn has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('8760h')").message("delay must be at most 8760h"))]
     pub delay: Option<Duration>,
 }
 
@@ -134,7 +138,7 @@ pub struct Batch {
     pub jobs: Option<Vec<JobTemplate>>,
     /// An expression that gives a list: one job for each element, which expressions call `item`, at `index`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 4, max = 1024))]
+    #[schemars(length(min = 4, max = 1024), regex(pattern = r"^\$\([\s\S]+\)$"))]
     pub for_each: Option<String>,
     /// The job for each element.
     #[serde(default, skip_serializing_if = "Option::is_none")]

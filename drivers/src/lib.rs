@@ -5,6 +5,8 @@
 //! them. Nothing in this crate knows Kubernetes, workers or workflows: jobs, leases and completions are all it sees.
 
 mod capability;
+#[cfg(any(feature = "embedded", feature = "memory"))]
+mod checks;
 mod completion;
 mod driver;
 mod error;

@@ -1,0 +1,204 @@
+//! Many at once.
+
+use crate::conformance::{
+    Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
+    fixture::{LEASE, SOON, numbered},
+};
+use crate::{Claimed, DeadReason, ErrorKind, Failure, Settle, Settlement};
+use futures::future::try_join_all;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+pub(super) async fn dispatch_burst(fixture: Fixture) -> Verdict {
+    const TASKS: usize = 16;
+    const JOBS: usize = 1000;
+    let subject = fixture.subject().await?;
+    let since = Instant::now();
+    let producers = (0..TASKS).map(|task| {
+        let subject = &subject;
+        async move {
+            for index in (task..JOBS).step_by(TASKS) {
+                subject.enqueue(numbered(index)).await?;
+            }
+            Ok::<_, Failed>(())
+        }
+    });
+    try_join_all(producers).await?;
+    let took = since.elapsed();
+    let mut seen = BTreeSet::new();
+    loop {
+        let jobs = subject.claim(250).await?;
+        if jobs.is_empty() {
+            break;
+        }
+        for job in &jobs {
+            check!(seen.insert(job.id.clone()), "job {} was handed out twice", job.id);
+        }
+        settle_all(&subject, jobs).await?;
+    }
+    check_eq!(seen.len(), JOBS, "jobs that came out");
+    fixture.measure(format!("{JOBS} enqueues from {TASKS} tasks in {took:.1?}"));
+    Ok(())
+}
+
+async fn settle_all(subject: &Subject, jobs: Vec<Claimed>) -> Verdict {
+    let settlements = jobs.into_iter().map(|job| Settlement {
+        receipt: job.receipt,
+        settle: Settle::Succeed { result: None },
+    });
+    for answer in subject
+        .driver
+        .settle(&subject.queue, settlements.collect())
+        .await?
+    {
+        answer?;
+    }
+    Ok(())
+}
+
+pub(super) async fn multi_worker_contention(fixture: Fixture) -> Verdict {
+    const JOBS: usize = 2000;
+    let subject = fixture.subject().await?;
+    for first in (0..JOBS).step_by(500) {
+        subject
+            .enqueue_all((first..first + 500).map(numbered).collect())
+            .await?;
+    }
+    let since = Instant::now();
+    let workers = (0..8).map(|_| {
+        let (subject, fixture) = (&subject, &fixture);
+        async move {
+            let subject = subject.beside(fixture).await?;
+            let mut settled = Vec::new();
+            loop {
+                let jobs = subject.claim_for(16, LEASE, Duration::from_millis(100)).await?;
+                if jobs.is_empty() {
+                    return Ok::<_, Failed>(settled);
+                }
+                settled.extend(jobs.iter().map(|job| job.id.clone()));
+                settle_all(&subject, jobs).await?;
+            }
+        }
+    });
+    let settled: Vec<_> = try_join_all(workers).await?.into_iter().flatten().collect();
+    let distinct: BTreeSet<_> = settled.iter().collect();
+    check_eq!(settled.len(), distinct.len(), "settles and settled jobs");
+    check_eq!(settled.len(), JOBS, "settled jobs");
+    fixture.measure(format!("{JOBS} jobs by 8 workers in {:.1?}", since.elapsed()));
+    Ok(())
+}
+
+/// A cheap sequence of numbers that look random and are the same in every run.
+fn dice(seed: u64) -> u64 {
+    seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33
+}
+
+pub(super) async fn soak_mixed_load(fixture: Fixture) -> Verdict {
+    const JOBS: usize = 600;
+    let subject = fixture.subject().await?;
+    let address = fixture.address("soak")?;
+    let notify = fixture.notify("soak")?;
+    let settled = AtomicUsize::new(0);
+    let produce = async {
+        for first in (0..JOBS).step_by(20) {
+            let jobs = (first..first + 20).map(|index| {
+                let delay = if index % 5 == 0 { index % 40 } else { 0 };
+                numbered(index)
+                    .with_delay(Duration::from_millis(delay as u64))
+                    .with_notify(notify.clone())
+            });
+            subject.enqueue_all(jobs.collect()).await?;
+        }
+        Ok::<_, Failed>(())
+    };
+    let workers = (0..6).map(|worker| work(&subject, worker, &settled, JOBS));
+    let (produced, worked, heard) =
+        tokio::join!(produce, try_join_all(workers), listen(&subject, &address, JOBS));
+    produced?;
+    worked?;
+    check_eq!(heard?, JOBS, "completions");
+    eventually("the counts of an empty queue are zero", || async {
+        let stats = subject.stats().await?;
+        let left = [stats.ready, stats.scheduled, stats.active, stats.retrying];
+        Ok(left.into_iter().flatten().sum::<u64>() == 0)
+    })
+    .await
+}
+
+/// Claims until all jobs are over; succeeds, retries, releases, buries and loses some.
+async fn work(subject: &Subject, worker: u64, settled: &AtomicUsize, jobs: usize) -> Verdict {
+    let mut roll = worker;
+    while settled.load(Ordering::Relaxed) < jobs {
+        for job in subject
+            .claim_for(5, Duration::from_millis(1500), Duration::from_millis(50))
+            .await?
+        {
+            roll += 7;
+            let last = job.attempt >= 3;
+            let (settle, ends) = match dice(roll) % 10 {
+                0 if job.delivery < 3 => continue,
+                1 | 2 if !last => (retry(), false),
+                3 if job.delivery < 5 => (
+                    Settle::Release {
+                        delay: Duration::from_millis(3),
+                    },
+                    false,
+                ),
+                4 => (bury(), true),
+                _ => (Settle::Succeed { result: None }, true),
+            };
+            match crate::DriverExt::settle_one(&*subject.driver, &subject.queue, &job.receipt, settle).await {
+                Ok(()) if ends => {
+                    settled.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(()) => {}
+                // A slow machine may outlast the lease; the job comes again.
+                Err(error) if error.kind == ErrorKind::StaleReceipt => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn retry() -> Settle {
+    Settle::Retry {
+        delay: Duration::from_millis(10),
+        failure: Failure::new("HandlerError", "again"),
+    }
+}
+
+fn bury() -> Settle {
+    Settle::Bury {
+        reason: DeadReason::Rejected,
+        failure: Failure::new("Rejected", "no"),
+    }
+}
+
+/// Reads and acknowledges until each job was heard of once.
+async fn listen(subject: &Subject, address: &crate::Address, jobs: usize) -> Result<usize, Failed> {
+    let mut heard = BTreeSet::new();
+    let since = Instant::now();
+    while heard.len() < jobs && since.elapsed() < SOON * 3 {
+        let read = crate::ReadCompletions {
+            max: 50,
+            wait: Duration::from_millis(200),
+            lease: crate::ReadCompletions::MAX_LEASE,
+        };
+        let page = subject.driver.completions(address, read).await?;
+        let mut receipts = Vec::new();
+        for completion in page.completions {
+            receipts.push(completion.receipt);
+            check!(
+                heard.insert(completion.job.clone()),
+                "job {} ended twice",
+                completion.job
+            );
+        }
+        subject.driver.acknowledge(address, receipts).await?;
+    }
+    Ok(heard.len())
+}

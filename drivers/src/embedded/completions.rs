@@ -1,0 +1,166 @@
+//! The stream of completions of one address.
+
+use super::{
+    command::Answer,
+    state::PINNED,
+    storage::{self, Sql, column},
+    transition::Tx,
+};
+use crate::{
+    Address, Completion, CompletionPage, CompletionReceipt, JobId, Limits, Outcome, ReadCompletions, Result,
+    Timestamp,
+};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+/// Marks a completion that can't be read. It is put aside until the broker is opened again, perhaps a newer one.
+const PARKED: i64 = i64::MAX;
+
+/// Tries the completions again that were put aside.
+pub(super) fn unpark(db: &Connection) -> Sql<()> {
+    db.execute(
+        "UPDATE completions SET leased_until = 0 WHERE leased_until = ?1",
+        [PARKED],
+    )?;
+    Ok(())
+}
+
+impl Tx<'_> {
+    /// Leases completions to a reader.
+    pub(super) fn read_completions(
+        &mut self,
+        address: &Address,
+        read: &ReadCompletions,
+    ) -> Sql<CompletionPage> {
+        let lease_until = self.now.after(read.lease).as_millis();
+        let mut completions = Vec::new();
+        for (id, completion) in self.readable(address, (read.max as usize).min(Limits::BATCH))? {
+            let until = match completion {
+                Ok(completion) => {
+                    completions.push(completion);
+                    lease_until
+                }
+                Err(error) => {
+                    tracing::warn!(completion = id, %error, "a completion that can't be read is put aside");
+                    self.state.completion_removed(address);
+                    PARKED
+                }
+            };
+            self.db
+                .prepare_cached(
+                    "UPDATE completions SET leased_until = ?1, delivery = delivery + 1 WHERE id = ?2",
+                )?
+                .execute(params![until, id])?;
+        }
+        // Only when all are leased does it matter when the first comes back: then there are few.
+        let next = if completions.is_empty() {
+            self.next_lease_end(address)?
+        } else {
+            Some(self.now.as_millis())
+        };
+        self.state.readable.set(address, next);
+        let caught_up = self.state.completions(address) == completions.len() as u64;
+        Ok(CompletionPage {
+            completions,
+            caught_up,
+        })
+    }
+
+    fn next_lease_end(&self, address: &Address) -> Sql<Option<i64>> {
+        self.db
+            .prepare_cached(
+                "SELECT min(leased_until) FROM completions WHERE address = ?1 AND leased_until < ?2",
+            )?
+            .query_row(params![address.as_str(), PARKED], |row| row.get(0))
+    }
+
+    fn readable(&self, address: &Address, max: usize) -> Sql<Vec<(i64, Result<Completion>)>> {
+        self.db
+            .prepare_cached(
+                "SELECT id, queue, job, outcome, settled_at, context, delivery FROM completions \
+                 WHERE address = ?1 AND leased_until <= ?2 ORDER BY id LIMIT ?3",
+            )?
+            .query_map(
+                params![address.as_str(), self.now.as_millis(), column(max)],
+                |row| Ok((row.get(0)?, decode(row)?)),
+            )?
+            .collect()
+    }
+
+    pub(super) fn acknowledge(
+        &mut self,
+        address: &Address,
+        receipts: &[CompletionReceipt],
+    ) -> Sql<Result<Answer>> {
+        for receipt in receipts {
+            // Whoever read it may acknowledge it, also after its lease: it was handed out, and it is known now.
+            let Some(id) = receipt.0.parse::<i64>().ok() else {
+                continue;
+            };
+            let job: Option<(i64, i64)> = self
+                .db
+                .prepare_cached(
+                    "DELETE FROM completions WHERE id = ?1 AND address = ?2 RETURNING job_seq, leased_until",
+                )?
+                .query_row(params![id, address.as_str()], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .optional()?;
+            if let Some((seq, leased_until)) = job {
+                if leased_until != PARKED {
+                    self.state.completion_removed(address);
+                }
+                self.unpin(seq)?;
+            }
+        }
+        Ok(Ok(Answer::Done))
+    }
+
+    /// Retention of a finished job begins with the acknowledgement of its last completion.
+    pub(super) fn unpin(&mut self, seq: i64) -> Sql<()> {
+        let Some(job) = self.job_by_seq(seq)? else {
+            return Ok(());
+        };
+        if !job.state.is_terminal() || job.at != PINNED || self.has_completion(seq)? {
+            return Ok(());
+        }
+        self.db
+            .prepare_cached("UPDATE jobs SET at = ?1 WHERE seq = ?2")?
+            .execute(params![self.now.as_millis(), seq])?;
+        let retention = self.known(job.queue).retention(job.state);
+        self.state
+            .sweep_at(job.queue, self.now.after(retention).as_millis());
+        Ok(())
+    }
+
+    fn has_completion(&self, seq: i64) -> Sql<bool> {
+        self.db
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM completions WHERE job_seq = ?1)")?
+            .query_row([seq], |row| row.get(0))
+    }
+}
+
+/// The row's columns have their types; what stands in them may still make no sense.
+fn decode(row: &Row<'_>) -> Sql<Result<Completion>> {
+    let id: i64 = row.get(0)?;
+    let (queue, job, outcome): (String, String, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    let settled_at = Timestamp::from_millis(row.get(4)?);
+    let context = row.get(5)?;
+    let delivery = storage::count(row.get(6)?).saturating_add(1);
+    let parsed = || -> Result<_> {
+        let queue = queue
+            .parse()
+            .map_err(|error: crate::QueueNameError| crate::Error::invalid(error.to_string()))?;
+        let outcome: Outcome =
+            serde_json::from_str(&outcome).map_err(|error| crate::Error::invalid(error.to_string()))?;
+        Ok((queue, JobId::new(job.as_str())?, outcome))
+    };
+    Ok(parsed().map(|(queue, job, outcome)| Completion {
+        receipt: CompletionReceipt(id.to_string()),
+        queue,
+        job,
+        outcome,
+        settled_at,
+        context,
+        delivery,
+    }))
+}

@@ -1,0 +1,397 @@
+//! What the writer keeps in memory beside the database: queues, exact counts, deadlines. It moves in step with the
+//! transactions: [`State::keep`] after a commit, [`State::undo`] after a rollback.
+
+use super::{
+    deadlines::Deadlines,
+    storage::{self, STATES, Sql},
+};
+use crate::{Address, JobState, Owner, QueueName, QueueSettings, Timestamp, Wake};
+use rusqlite::Connection;
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
+
+pub(super) type QueueId = i64;
+
+/// A job whose retention has not begun, because somebody has not yet acknowledged its completion.
+pub(super) const PINNED: i64 = i64::MAX;
+
+/// Retention is coarse, so that a steady stream of old jobs goes in few transactions.
+const SWEEP_GRAIN: i64 = 1000;
+
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    pub(super) name: QueueName,
+    pub(super) owner: Owner,
+    pub(super) settings: QueueSettings,
+    pub(super) deleting: bool,
+    counts: [u64; STATES],
+    service_time_ms: Option<f64>,
+}
+
+impl Queue {
+    pub(super) fn new(name: QueueName, owner: Owner, settings: QueueSettings) -> Self {
+        Self {
+            name,
+            owner,
+            settings,
+            deleting: false,
+            counts: [0; STATES],
+            service_time_ms: None,
+        }
+    }
+
+    pub(super) fn count(&self, state: JobState) -> u64 {
+        self.counts[slot(state)]
+    }
+
+    /// Jobs that a producer's limit counts.
+    pub(super) fn waiting(&self) -> u64 {
+        self.count(JobState::Ready) + self.count(JobState::Scheduled) + self.count(JobState::Retrying)
+    }
+
+    pub(super) fn service_time_ms(&self) -> Option<f64> {
+        self.service_time_ms
+    }
+
+    pub(super) fn retention(&self, state: JobState) -> Duration {
+        match state {
+            JobState::Dead => self.settings.retain_dead,
+            _ => self.settings.retain_completed,
+        }
+    }
+}
+
+fn slot(state: JobState) -> usize {
+    usize::try_from(storage::code(state)).expect("codes are small and not negative")
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    queues: HashMap<QueueId, Queue>,
+    by_name: HashMap<QueueName, QueueId>,
+    /// Completions that exist, per address.
+    completions: HashMap<Address, u64>,
+    next_seq: i64,
+    /// When jobs of a queue become due or lose their lease.
+    pub(super) due: Deadlines<QueueId>,
+    /// When jobs of a queue can be forgotten.
+    pub(super) sweeps: Deadlines<QueueId>,
+    /// When completions can be handed out (again).
+    pub(super) readable: Deadlines<Address>,
+    seal: RandomState,
+    claims: u64,
+    before: Before,
+    hints: Hints,
+}
+
+/// How things were when the transaction began, as far as it touched them.
+#[derive(Debug, Default)]
+struct Before {
+    queues: HashMap<QueueId, Option<Queue>>,
+    completions: HashMap<Address, u64>,
+}
+
+/// What a transaction has to tell subscribers, once each.
+#[derive(Debug, Default)]
+struct Hints {
+    queues: BTreeSet<QueueId>,
+    addresses: BTreeSet<Address>,
+}
+
+impl State {
+    /// Reads everything from the database.
+    pub(super) fn load(db: &Connection) -> Sql<Self> {
+        let mut state = Self::default();
+        state.load_queues(db)?;
+        let mut counts =
+            db.prepare("SELECT queue, state, count(*), min(at) FROM jobs GROUP BY queue, state")?;
+        let mut rows = counts.query(())?;
+        while let Some(row) = rows.next()? {
+            let (id, code, count, at) = (row.get(0)?, row.get(1)?, row.get::<_, i64>(2)?, row.get(3)?);
+            state.load_count(id, code, count, at);
+        }
+        let mut addresses = db.prepare("SELECT address, count(*) FROM completions GROUP BY address")?;
+        let mut rows = addresses.query(())?;
+        while let Some(row) = rows.next()? {
+            let Ok(address) = Address::new(row.get::<_, String>(0)?) else {
+                continue;
+            };
+            let count = u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
+            state.readable.lower(&address, 0);
+            state.completions.insert(address, count);
+        }
+        // Completions may name jobs that are gone; a number they name must not come again.
+        state.next_seq = db.query_row(
+            "SELECT 1 + max(coalesce((SELECT max(seq) FROM jobs), 0), coalesce((SELECT max(job_seq) FROM completions), 0))",
+            (),
+            |row| row.get(0),
+        )?;
+        Ok(state)
+    }
+
+    fn load_queues(&mut self, db: &Connection) -> Sql<()> {
+        let mut statement = db.prepare(
+            "SELECT id, name, installation, uid, max_depth, max_deliveries, retain_completed, retain_dead, paused, \
+             deleting FROM queues",
+        )?;
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let id: QueueId = row.get(0)?;
+            let name: String = row.get(1)?;
+            let Ok(name) = name.parse::<QueueName>() else {
+                tracing::warn!(queue = id, "a queue whose name can't be read is left out");
+                continue;
+            };
+            let millis = |column| -> Sql<Duration> {
+                Ok(Duration::from_millis(
+                    u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0),
+                ))
+            };
+            let settings = QueueSettings {
+                max_depth: u64::try_from(row.get::<_, i64>(4)?).unwrap_or(0),
+                max_deliveries: storage::count(row.get(5)?),
+                retain_completed: millis(6)?,
+                retain_dead: millis(7)?,
+                paused: row.get(8)?,
+            };
+            let owner = Owner {
+                installation: row.get(2)?,
+                uid: row.get(3)?,
+            };
+            let mut queue = Queue::new(name.clone(), owner, settings);
+            queue.deleting = row.get(9)?;
+            if !queue.deleting {
+                self.by_name.insert(name, id);
+            }
+            self.queues.insert(id, queue);
+        }
+        Ok(())
+    }
+
+    fn load_count(&mut self, id: QueueId, code: i64, count: i64, at: i64) {
+        let (Some(queue), Some(state)) = (self.queues.get_mut(&id), storage::state(code)) else {
+            tracing::warn!(
+                queue = id,
+                state = code,
+                jobs = count,
+                "jobs of no known queue or state are left out"
+            );
+            return;
+        };
+        queue.counts[slot(state)] = u64::try_from(count).unwrap_or(0);
+        match state {
+            JobState::Ready => {}
+            JobState::Scheduled | JobState::Retrying | JobState::Active => self.due.lower(&id, at),
+            JobState::Succeeded | JobState::Dead | JobState::Cancelled => self.sweeps.lower(&id, 0),
+        }
+    }
+
+    /// The id of the queue `name`.
+    pub(super) fn find(&self, name: &QueueName) -> Option<QueueId> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn queue(&self, id: QueueId) -> Option<&Queue> {
+        self.queues.get(&id)
+    }
+
+    /// The queue that is being deleted longest.
+    pub(super) fn deleting(&self) -> Option<QueueId> {
+        let deleting = self.queues.iter().filter(|(_, queue)| queue.deleting);
+        deleting.map(|(id, _)| *id).min()
+    }
+
+    /// The queue `id`, about to be changed.
+    pub(super) fn change(&mut self, id: QueueId) -> Option<&mut Queue> {
+        let queue = self.queues.get_mut(&id)?;
+        self.before
+            .queues
+            .entry(id)
+            .or_insert_with(|| Some(queue.clone()));
+        Some(queue)
+    }
+
+    pub(super) fn add_queue(&mut self, id: QueueId, queue: Queue) {
+        self.by_name.insert(queue.name.clone(), id);
+        self.queues.insert(id, queue);
+        self.before.queues.insert(id, None);
+    }
+
+    /// Takes the queue's name away; its jobs are still there.
+    pub(super) fn condemn(&mut self, id: QueueId) {
+        if let Some(queue) = self.change(id) {
+            queue.deleting = true;
+            let name = queue.name.clone();
+            self.by_name.remove(&name);
+        }
+    }
+
+    /// Forgets a condemned queue whose jobs are gone.
+    pub(super) fn remove_queue(&mut self, id: QueueId) {
+        self.change(id);
+        self.queues.remove(&id);
+    }
+
+    /// A job of queue `id` came (`from` nowhere), went (`to` nowhere) or changed its state.
+    pub(super) fn moved(&mut self, id: QueueId, from: Option<JobState>, to: Option<JobState>) {
+        let Some(queue) = self.change(id) else {
+            return;
+        };
+        if let Some(from) = from {
+            let count = &mut queue.counts[slot(from)];
+            *count = count.saturating_sub(1);
+        }
+        if let Some(to) = to {
+            queue.counts[slot(to)] += 1;
+        }
+        if to == Some(JobState::Ready) {
+            self.hints.queues.insert(id);
+        }
+    }
+
+    /// A job took this long from its claim to its settle.
+    pub(super) fn served(&mut self, id: QueueId, took: Duration) {
+        /// How much one job weighs: the average follows the last hundred or so.
+        const WEIGHT: f64 = 0.02;
+        if let Some(queue) = self.change(id) {
+            let took = took.as_secs_f64() * 1000.0;
+            let average = queue.service_time_ms.unwrap_or(took);
+            queue.service_time_ms = Some(average + WEIGHT * (took - average));
+        }
+    }
+
+    /// Jobs of queue `id` may be forgotten at `at`.
+    pub(super) fn sweep_at(&mut self, id: QueueId, at: i64) {
+        let grain = at.saturating_add(SWEEP_GRAIN - 1) / SWEEP_GRAIN * SWEEP_GRAIN;
+        self.sweeps.lower(&id, grain);
+    }
+
+    pub(super) fn next_seq(&mut self) -> i64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        seq
+    }
+
+    /// The proof of one claim: never the same twice, and nobody can guess it.
+    pub(super) fn token(&mut self, seq: i64) -> i64 {
+        self.claims += 1;
+        self.seal.hash_one((seq, self.claims)).cast_signed()
+    }
+
+    /// How many completions of `address` exist.
+    pub(super) fn completions(&self, address: &Address) -> u64 {
+        self.completions.get(address).copied().unwrap_or(0)
+    }
+
+    pub(super) fn completion_added(&mut self, address: &Address, now: Timestamp) {
+        let count = self.completions(address);
+        self.before.completions.entry(address.clone()).or_insert(count);
+        self.completions.insert(address.clone(), count + 1);
+        self.readable.lower(address, now.as_millis());
+        self.hints.addresses.insert(address.clone());
+    }
+
+    pub(super) fn completion_removed(&mut self, address: &Address) {
+        let count = self.completions(address);
+        self.before.completions.entry(address.clone()).or_insert(count);
+        if count > 1 {
+            self.completions.insert(address.clone(), count - 1);
+        } else {
+            self.completions.remove(address);
+            self.readable.set(address, None);
+        }
+    }
+
+    /// The transaction was committed: answers what subscribers should hear.
+    pub(super) fn keep(&mut self) -> Vec<Wake> {
+        self.before.queues.clear();
+        self.before.completions.clear();
+        let Hints { queues, addresses } = std::mem::take(&mut self.hints);
+        let queues = queues
+            .into_iter()
+            .filter_map(|id| self.queues.get(&id))
+            .filter(|queue| !queue.deleting)
+            .map(|queue| Wake::Queue {
+                queue: queue.name.clone(),
+            });
+        let addresses = addresses.into_iter().map(|address| Wake::Completions { address });
+        queues.chain(addresses).collect()
+    }
+
+    /// The transaction was rolled back. Deadlines stay: they may be too early, not too late.
+    pub(super) fn undo(&mut self) {
+        self.hints = Hints::default();
+        let Before { queues, completions } = std::mem::take(&mut self.before);
+        for (id, before) in queues {
+            match before {
+                Some(queue) => {
+                    self.queues.insert(id, queue);
+                }
+                None => {
+                    self.queues.remove(&id);
+                }
+            }
+            // Whatever deadline the transaction took away has to be found again.
+            self.due.lower(&id, 0);
+            self.sweeps.lower(&id, 0);
+        }
+        for (address, count) in completions {
+            self.readable.lower(&address, 0);
+            self.completions.insert(address, count);
+        }
+        self.by_name = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| !queue.deleting)
+            .map(|(id, queue)| (queue.name.clone(), *id))
+            .collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_queue() -> (State, QueueName) {
+        let name: QueueName = "q".parse().unwrap();
+        let owner = Owner {
+            installation: "i".into(),
+            uid: "u".into(),
+        };
+        let mut state = State::default();
+        state.add_queue(1, Queue::new(name.clone(), owner, QueueSettings::default()));
+        state.keep();
+        (state, name)
+    }
+
+    #[test]
+    fn a_rollback_brings_counts_names_and_completions_back() {
+        let (mut state, name) = with_queue();
+        let address = Address::new("a").unwrap();
+        state.moved(1, None, Some(JobState::Ready));
+        assert_eq!(state.keep(), [Wake::Queue { queue: name.clone() }]);
+
+        state.moved(1, Some(JobState::Ready), Some(JobState::Active));
+        state.completion_added(&address, Timestamp::from_millis(5));
+        state.condemn(1);
+        assert_eq!(state.find(&name), None);
+        state.undo();
+        assert_eq!(state.find(&name), Some(1));
+        assert_eq!(state.queue(1).unwrap().count(JobState::Ready), 1);
+        assert_eq!(state.queue(1).unwrap().count(JobState::Active), 0);
+        assert_eq!(state.completions(&address), 0);
+        assert!(state.keep().is_empty());
+    }
+
+    #[test]
+    fn the_service_time_follows_slowly() {
+        let (mut state, _) = with_queue();
+        state.served(1, Duration::from_millis(100));
+        state.served(1, Duration::from_millis(200));
+        let average = state.queue(1).unwrap().service_time_ms().unwrap();
+        assert!((average - 102.0).abs() < 0.001, "{average}");
+    }
+}

@@ -1,0 +1,158 @@
+//! What happens by itself: due jobs become ready, leases end, old jobs are forgotten, deleted queues go.
+//!
+//! Every pass does a bounded part, so that a hundred thousand jobs that are due at once don't hold up anybody.
+
+use super::{
+    state::QueueId,
+    storage::{Sql, code},
+    transition::{End, Job, Tx},
+};
+use crate::{DeadReason, Failure, JobState};
+use rusqlite::params;
+
+/// Jobs that one pass moves, of each kind.
+const PASS: usize = 1000;
+/// Pages that one pass gives back to the file system.
+const VACUUM_PAGES: i64 = 512;
+
+/// What a pass did beside its changes.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    /// Queues of which nothing is left.
+    pub(super) removed: Vec<QueueId>,
+}
+
+impl Tx<'_> {
+    /// Does a bounded part of what is due.
+    pub(super) fn pass(&mut self) -> Sql<Pass> {
+        let mut budget = PASS;
+        for queue in self.state.due.due(self.now.as_millis()) {
+            if budget == 0 {
+                break;
+            }
+            self.wake_queue(queue, &mut budget)?;
+        }
+        let mut budget = PASS;
+        let sweeps = self.state.sweeps.due(self.now.as_millis());
+        let swept = !sweeps.is_empty();
+        for queue in sweeps {
+            if budget == 0 {
+                break;
+            }
+            self.sweep_queue(queue, &mut budget)?;
+        }
+        let mut pass = Pass::default();
+        if let Some(id) = self.state.deleting()
+            && self.dismantle(id, PASS)?
+        {
+            self.state.due.set(&id, None);
+            self.state.sweeps.set(&id, None);
+            pass.removed.push(id);
+        }
+        if swept && budget > 0 {
+            self.vacuum()?;
+        }
+        Ok(pass)
+    }
+
+    fn wake_queue(&mut self, queue: QueueId, budget: &mut usize) -> Sql<()> {
+        let now = self.now.as_millis();
+        if self.state.queue(queue).is_none_or(|queue| queue.deleting) {
+            self.state.due.set(&queue, None);
+            return Ok(());
+        }
+        for state in [JobState::Scheduled, JobState::Retrying] {
+            let jobs = self.earliest(queue, state, now, *budget)?;
+            *budget -= jobs.len();
+            for job in &jobs {
+                self.mature(job)?;
+            }
+        }
+        let jobs = self.earliest(queue, JobState::Active, now, *budget)?;
+        *budget -= jobs.len();
+        for job in &jobs {
+            self.lose(job)?;
+        }
+        let mut next = None;
+        for state in [JobState::Scheduled, JobState::Retrying, JobState::Active] {
+            next = next.into_iter().chain(self.nearest(queue, state)?).min();
+        }
+        self.state.due.set(&queue, next);
+        Ok(())
+    }
+
+    fn mature(&mut self, job: &Job) -> Sql<()> {
+        self.db
+            .prepare_cached("UPDATE jobs SET state = ?1 WHERE seq = ?2")?
+            .execute(params![code(JobState::Ready), job.seq])?;
+        self.state
+            .moved(job.queue, Some(job.state), Some(JobState::Ready));
+        Ok(())
+    }
+
+    /// A delivery ended without a settle.
+    fn lose(&mut self, job: &Job) -> Sql<()> {
+        let lost = job.lost.saturating_add(1);
+        if job.cancel_requested {
+            return self.finish(job, job.attempts, lost, &End::Cancelled);
+        }
+        let max_deliveries = self.known(job.queue).settings.max_deliveries.max(1);
+        if lost >= max_deliveries {
+            let worker = job.worker.as_deref().unwrap_or_default();
+            let failure = Failure::new(
+                "DeliveriesLost",
+                format!("{lost} deliveries ended without a settle, the last one at worker {worker:?}"),
+            );
+            return self.finish(
+                job,
+                job.attempts,
+                lost,
+                &End::Dead(DeadReason::Quarantined, &failure),
+            );
+        }
+        let again = Job { lost, ..job.clone() };
+        self.wait(&again, self.now.as_millis(), JobState::Retrying)
+    }
+
+    fn sweep_queue(&mut self, queue: QueueId, budget: &mut usize) -> Sql<()> {
+        let now = self.now.as_millis();
+        let mut next = None;
+        for state in [JobState::Succeeded, JobState::Dead, JobState::Cancelled] {
+            let Some(known) = self.state.queue(queue).filter(|queue| !queue.deleting) else {
+                break;
+            };
+            let retention = i64::try_from(known.retention(state).as_millis()).unwrap_or(i64::MAX);
+            let jobs = self.earliest(queue, state, now.saturating_sub(retention), *budget)?;
+            *budget -= jobs.len();
+            for job in &jobs {
+                self.erase(job)?;
+            }
+            let nearest = self.nearest(queue, state)?.map(|at| at.saturating_add(retention));
+            next = next.into_iter().chain(nearest).min();
+        }
+        if *budget == 0 {
+            self.state.sweeps.set(&queue, Some(now));
+            return Ok(());
+        }
+        self.state.sweeps.set(&queue, None);
+        if let Some(at) = next {
+            self.state.sweep_at(queue, at);
+        }
+        Ok(())
+    }
+
+    /// Gives pages back when more than a quarter of the file is empty.
+    fn vacuum(&self) -> Sql<()> {
+        let count = |name| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let (free, all) = (count("freelist_count")?, count("page_count")?);
+        if free <= VACUUM_PAGES || free * 4 < all {
+            return Ok(());
+        }
+        let mut statement = self
+            .db
+            .prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+        let mut rows = statement.query(())?;
+        while rows.next()?.is_some() {}
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! One function per route: take the request apart, ask the driver, put the answer together.
+
+use super::{
+    super::wire::{
+        AcknowledgeBody, Answers, ClaimedJobs, EnqueueBody, ExtendBody, IdsBody, Inspected, PurgeBody,
+        Purged, Results, SettleBody,
+    },
+    Api,
+    answer::Json,
+    body::Bounded,
+    claim,
+    extract::{Answer, At, Job, Page, Queue, nothing},
+};
+use crate::{
+    Claim, CompletionPage, Declaration, Declared, Enqueued, Error, ErrorKind, Extension, JobPage, JobState,
+    Limits, Payload, Probe, QueueStats, ReadCompletions, Result,
+};
+use axum::{extract::State, response::Response};
+
+pub(super) async fn probe(State(api): State<Api>) -> Answer<Probe> {
+    api.shared.directory.broker()?.probe().await.map(Json)
+}
+
+pub(super) async fn declare(queue: Queue, body: Bounded<Declaration>) -> Answer<Declared> {
+    queue.driver.declare(&queue.name, body.value).await.map(Json)
+}
+
+pub(super) async fn delete(queue: Queue) -> Result<Response> {
+    queue.driver.delete_queue(&queue.name).await?;
+    Ok(nothing())
+}
+
+pub(super) async fn enqueue(queue: Queue, body: Bounded<EnqueueBody>) -> Answer<Answers<Enqueued>> {
+    check_batch("jobs", body.value.jobs.len())?;
+    let answers = queue.driver.enqueue(&queue.name, body.value.jobs).await?;
+    Ok(Json(answers.into()))
+}
+
+pub(super) async fn claim(State(api): State<Api>, queue: Queue, body: Bounded<Claim>) -> Answer<ClaimedJobs> {
+    // Its share of the bodies goes back before the wait: a crowd of waiting claims must not keep others out.
+    let Bounded { value, .. } = body;
+    let jobs = claim::claim(&api, &queue.driver, &queue.name, value).await?;
+    Ok(Json(ClaimedJobs { jobs }))
+}
+
+pub(super) async fn extend(queue: Queue, body: Bounded<ExtendBody>) -> Answer<Answers<Extension>> {
+    let ExtendBody { receipts, lease } = body.value;
+    check_batch("receipts", receipts.len())?;
+    let answers = queue.driver.extend(&queue.name, receipts, lease).await?;
+    Ok(Json(answers.into()))
+}
+
+pub(super) async fn settle(queue: Queue, body: Bounded<SettleBody>) -> Answer<Answers<()>> {
+    check_batch("settlements", body.value.settlements.len())?;
+    let answers = queue.driver.settle(&queue.name, body.value.settlements).await?;
+    Ok(Json(answers.into()))
+}
+
+pub(super) async fn stats(queue: Queue) -> Answer<QueueStats> {
+    queue.driver.stats(&queue.name).await.map(Json)
+}
+
+pub(super) async fn list(queue: Queue, Page(page): Page) -> Answer<JobPage> {
+    queue.driver.list(&queue.name, page).await.map(Json)
+}
+
+pub(super) async fn inspect(queue: Queue, Job(id): Job) -> Answer<Inspected> {
+    let job = queue.driver.inspect(&queue.name, &id).await?;
+    Ok(Json(Inspected { job }))
+}
+
+/// Reads results in slices, so that a response stays within its limit; too many at once are `TooLarge`.
+pub(super) async fn results(State(api): State<Api>, queue: Queue, body: Bounded<IdsBody>) -> Answer<Results> {
+    let ids = body.value.ids;
+    check_batch("ids", ids.len())?;
+    let limit = api.shared.limits.claimed;
+    let slice = (limit / queue.driver.capabilities().limits.max_result.max(1)).max(1);
+    let (mut results, mut spent) = (Vec::with_capacity(ids.len()), 0);
+    for ids in ids.chunks(slice) {
+        let some = queue.driver.results(&queue.name, ids.to_vec()).await?;
+        spent += some.iter().flatten().map(Payload::len).sum::<usize>();
+        results.extend(some);
+        if spent > limit && results.len() > 1 {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("these results take more than {limit} bytes; ask for fewer at a time"),
+            ));
+        }
+    }
+    Ok(Json(Results { results }))
+}
+
+pub(super) async fn cancel(queue: Queue, body: Bounded<IdsBody>) -> Answer<Answers<JobState>> {
+    check_batch("ids", body.value.ids.len())?;
+    let answers = queue.driver.cancel(&queue.name, body.value.ids).await?;
+    Ok(Json(answers.into()))
+}
+
+pub(super) async fn redrive(queue: Queue, body: Bounded<IdsBody>) -> Answer<Answers<()>> {
+    check_batch("ids", body.value.ids.len())?;
+    let answers = queue.driver.redrive(&queue.name, body.value.ids).await?;
+    Ok(Json(answers.into()))
+}
+
+pub(super) async fn purge(queue: Queue, body: Bounded<PurgeBody>) -> Answer<Purged> {
+    let PurgeBody { state, limit } = body.value;
+    let purged = queue.driver.purge(&queue.name, state, limit).await?;
+    Ok(Json(Purged { purged }))
+}
+
+pub(super) async fn read_completions(
+    State(api): State<Api>,
+    At(address): At,
+    body: Bounded<ReadCompletions>,
+) -> Answer<CompletionPage> {
+    let Bounded { value: read, .. } = body;
+    let broker = api.shared.directory.broker()?;
+    let read = ReadCompletions {
+        wait: read.wait.min(api.shared.limits.wait),
+        ..read
+    };
+    tokio::select! {
+        biased;
+        page = broker.completions(&address, read) => page.map(Json),
+        () = api.shared.stop.cancelled() => Err(Error::unavailable("the server is going away")),
+    }
+}
+
+pub(super) async fn acknowledge(
+    State(api): State<Api>,
+    At(address): At,
+    body: Bounded<AcknowledgeBody>,
+) -> Result<Response> {
+    check_batch("receipts", body.value.receipts.len())?;
+    let broker = api.shared.directory.broker()?;
+    broker.acknowledge(&address, body.value.receipts).await?;
+    Ok(nothing())
+}
+
+fn check_batch(what: &str, items: usize) -> Result<()> {
+    if items > Limits::BATCH {
+        return Err(Error::invalid(format!(
+            "{items} {what} in one call, the limit is {}",
+            Limits::BATCH
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Runs the conformance suite on each backend and writes what it found to `target/conformance/<backend>.json`.
+//!
+//! `LONGSHORE_TEST_DRIVERS` names the backends, separated by commas. A named backend that can't be started is a failure.
+
+use futures::FutureExt;
+use libtest_mimic::{Arguments, Failed, Trial};
+use longshore_drivers::{
+    Probe,
+    conformance::{ALL, Backend, Broker, Fixture, Run, Scenario, by_name},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::runtime::Runtime;
+
+const BACKENDS: &str = "memory,embedded,http";
+/// No trial takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+type Findings = Arc<Mutex<BTreeMap<&'static str, Value>>>;
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Most of a trial's time is waiting.
+    arguments.test_threads.get_or_insert(4);
+    let named = std::env::var("LONGSHORE_TEST_DRIVERS").unwrap_or_else(|_| BACKENDS.to_owned());
+    let mut trials = Vec::new();
+    let mut reports = Vec::new();
+    for name in named.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match by_name(name)
+            .ok_or_else(|| "no such backend".to_owned())
+            .and_then(|backend| probe(&*backend).map(|probe| (backend, probe)))
+        {
+            Ok((backend, probe)) => {
+                let findings = Findings::default();
+                trials.extend(
+                    ALL.iter()
+                        .map(|scenario| trial(&backend, &probe, scenario, &findings)),
+                );
+                reports.push((backend.name(), probe, findings));
+            }
+            Err(error) => {
+                let error = format!("{name} can't be started: {error}");
+                trials.push(Trial::test(format!("{name}::starts"), || {
+                    Err(Failed::from(error))
+                }));
+            }
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let complete =
+        arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
+    if complete {
+        for (name, probe, findings) in reports {
+            write(name, &probe, &findings);
+        }
+    }
+    conclusion.exit();
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime needs only threads")
+}
+
+fn probe(backend: &dyn Backend) -> Result<Probe, String> {
+    let asked = runtime().block_on(async {
+        let broker = backend.start().await?;
+        let probe = broker.handle().await?.probe().await;
+        broker.stop().await;
+        probe
+    });
+    asked.map_err(|error| error.to_string())
+}
+
+fn trial(
+    backend: &Arc<dyn Backend>,
+    probe: &Probe,
+    scenario: &'static Scenario,
+    findings: &Findings,
+) -> Trial {
+    let (backend, findings) = (backend.clone(), findings.clone());
+    let missing = scenario.missing(&probe.capabilities);
+    let (name, run) = match missing {
+        None => (
+            format!("{}::{}", backend.name(), scenario.name),
+            Some(scenario.run),
+        ),
+        Some(need) => (
+            format!("{}::{}__unsupported", backend.name(), scenario.name),
+            need.refused,
+        ),
+    };
+    let supported = missing.is_none();
+    Trial::test(name, move || {
+        let (verdict, measured) = run.map_or((Ok(()), None), |run| carry_out(&*backend, scenario, run));
+        let status = match (&verdict, supported) {
+            (Err(_), _) => "failed",
+            (Ok(()), true) => "passed",
+            (Ok(()), false) => "unsupported",
+        };
+        let finding = json!({
+            "name": scenario.name,
+            "status": status,
+            "guarantee": scenario.guarantee,
+            "measured": measured,
+        });
+        let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.insert(scenario.name, finding);
+        verdict.map_err(Failed::from)
+    })
+}
+
+fn carry_out(backend: &dyn Backend, scenario: &Scenario, run: Run) -> (Result<(), String>, Option<String>) {
+    runtime().block_on(async {
+        let broker = match backend.start().await {
+            Ok(broker) => broker,
+            Err(error) => return (Err(format!("the broker can't be started: {error}")), None),
+        };
+        let (verdict, measured) = bounded(broker.clone(), scenario, run).await;
+        broker.stop().await;
+        (verdict, measured)
+    })
+}
+
+async fn bounded(
+    broker: Arc<dyn Broker>,
+    scenario: &Scenario,
+    run: Run,
+) -> (Result<(), String>, Option<String>) {
+    let prefix: String = scenario
+        .name
+        .chars()
+        .take(12)
+        .map(|letter| if letter == '_' { '-' } else { letter })
+        .collect();
+    let fixture = Fixture::new(broker, prefix);
+    let measured = fixture.measured();
+    // A panic must not leave the broker running.
+    let caught = std::panic::AssertUnwindSafe(run(fixture)).catch_unwind();
+    let verdict = match tokio::time::timeout(PATIENCE, caught).await {
+        Ok(Ok(verdict)) => verdict.map_err(|failed| failed.to_string()),
+        Ok(Err(_)) => Err("the scenario panicked".to_owned()),
+        Err(_) => Err(format!("the scenario was not over after {PATIENCE:?}")),
+    };
+    let figure = measured.lock().unwrap_or_else(PoisonError::into_inner).take();
+    (verdict, figure)
+}
+
+fn write(name: &str, probe: &Probe, findings: &Findings) {
+    let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
+    let scenarios: Vec<&Value> = ALL
+        .iter()
+        .filter_map(|scenario| findings.get(scenario.name))
+        .collect();
+    let report = json!({
+        "broker": name,
+        "server_version": probe.version,
+        "scenarios": scenarios,
+    });
+    let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance"),
+        PathBuf::from,
+    );
+    let path = directory.join(format!("{name}.json"));
+    let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
+    if let Err(error) = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, text + "\n"))
+    {
+        eprintln!("{} can't be written: {error}", path.display());
+    }
+}

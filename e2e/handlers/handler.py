@@ -1,0 +1,84 @@
+"""An ordinary HTTP program that knows nothing of Longshore. What it does with a job stands in the job's payload.
+
+payload: {"sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true}
+"""
+
+import http.client
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+POD = os.environ.get("HOSTNAME", "")
+alive = True
+local = threading.local()
+
+
+def ledger(**entry):
+    """Written before the handler goes on: an entry that isn't in the ledger didn't happen."""
+    entry.update(pod=POD, at=time.time())
+    body = json.dumps(entry)
+    for _ in range(100):
+        try:
+            if getattr(local, "connection", None) is None:
+                local.connection = http.client.HTTPConnection("ledger", 8080, timeout=5)
+            local.connection.request("POST", "/", body)
+            local.connection.getresponse().read()
+            return
+        except OSError:
+            local.connection = None
+            time.sleep(0.05)
+    raise RuntimeError("no ledger")
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer(200 if alive else 500, b"")
+
+    def do_POST(self):
+        global alive
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        job = {
+            "id": self.headers["Job-Id"],
+            "type": self.headers["Job-Type"],
+            "attempt": int(self.headers["Job-Attempt"]),
+            "delivery": int(self.headers.get("Job-Delivery", 0)),
+        }
+        payload = json.loads(body or b"{}") or {}
+        if not isinstance(payload, dict):
+            payload = {"value": payload}
+        ledger(event="start", payload=payload.get("note"), **job)
+        if payload.get("unhealthy"):
+            alive = False
+        time.sleep(payload.get("sleep", 0))
+        answers = payload.get("answer", {})
+        status = answers.get(str(job["attempt"]), answers.get("*", 200))
+        result = payload if payload.get("echo") else payload.get("result", {"done": job["type"]})
+        ledger(event="end", status=status, **job)
+        self.answer(status, json.dumps(result).encode() if status < 300 else b"as told")
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def stop(*_):
+    ledger(event="sigterm", id="", type="", attempt=0)
+    os._exit(0)
+
+
+signal.signal(signal.SIGTERM, stop)
+ledger(event="boot", id="", type="", attempt=0)
+ThreadingHTTPServer.request_queue_size = 512
+ThreadingHTTPServer(("", 8080), Handler).serve_forever()

@@ -1,0 +1,41 @@
+//! Processes of containers on this machine: images from scratch have no shell, so they are signalled from outside.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use std::fs;
+
+/// Sends `signal` (`KILL`, `STOP`, `CONT`) to the first process of `container` in `pod`.
+///
+/// # Errors
+/// When there is no such process on this machine.
+pub fn signal(pod: &Pod, container: &str, signal: &str) -> Result<()> {
+    let pid = process(pod, container)?;
+    let status = std::process::Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status()?;
+    ensure!(status.success(), "kill -{signal} {pid} failed");
+    Ok(())
+}
+
+fn process(pod: &Pod, container: &str) -> Result<u32> {
+    let status = pod.status.as_ref().context("pod without status")?;
+    let statuses = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .chain(status.init_container_statuses.iter().flatten());
+    let id = statuses
+        .filter(|status| status.name == container)
+        .find_map(|status| status.container_id.as_deref())
+        .with_context(|| format!("container {container:?} has not started"))?;
+    let id = id.rsplit('/').next().unwrap_or(id);
+    let mut found: Vec<u32> = fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(id)))
+        .collect();
+    found.sort_unstable();
+    found
+        .first()
+        .copied()
+        .with_context(|| format!("no process of container {container:?} runs on this machine"))
+}

@@ -1,0 +1,163 @@
+//! The objects of an embedded broker: pure, deterministic.
+
+use crate::{
+    apply::{child_name, owner},
+    cli::Settings,
+    error::Result,
+};
+use kube::ResourceExt;
+use longshore_crds::{Broker, EmbeddedBroker, label};
+use serde_json::{Value, json};
+
+const PORT: u16 = 7400;
+
+/// The name of the StatefulSet and the Service. Its pods carry a label made of it and eleven more characters.
+fn name(broker: &Broker) -> String {
+    child_name(&broker.name_any(), "-broker", 52)
+}
+
+/// The Secret with the tokens `current` and `previous`.
+pub(crate) fn token_secret_name(broker: &str) -> String {
+    child_name(broker, "-broker-token", 63)
+}
+
+/// The base URL of the broker's HTTP API inside the cluster.
+pub(crate) fn service_url(broker: &Broker) -> String {
+    format!(
+        "http://{}.{}.svc:{PORT}",
+        name(broker),
+        broker.namespace().unwrap_or_default()
+    )
+}
+
+fn labels(broker: &Broker) -> Value {
+    json!({
+        label::MANAGED_BY: label::MANAGED_BY_VALUE,
+        "app.kubernetes.io/name": "longshore-broker",
+        label::BROKER: broker.name_any(),
+    })
+}
+
+fn selector(broker: &Broker) -> Value {
+    json!({ "app.kubernetes.io/name": "longshore-broker", label::BROKER: broker.name_any() })
+}
+
+/// The Service of the broker's API.
+pub(super) fn service(broker: &Broker) -> Result<Value> {
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name(broker),
+            "namespace": broker.namespace(),
+            "labels": labels(broker),
+            "ownerReferences": [owner(broker)?],
+        },
+        "spec": {
+            "selector": selector(broker),
+            "ports": [{ "name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP" }],
+        },
+    }))
+}
+
+/// The StatefulSet with the one pod that owns the file.
+pub(super) fn stateful_set(broker: &Broker, embedded: &EmbeddedBroker, settings: &Settings) -> Result<Value> {
+    let mut spec = json!({
+        "serviceName": name(broker),
+        "replicas": 1,
+        "selector": { "matchLabels": selector(broker) },
+        "template": {
+            "metadata": { "labels": labels(broker) },
+            "spec": pod(broker, embedded, settings),
+        },
+    });
+    if !embedded.ephemeral {
+        spec["volumeClaimTemplates"] = json!([claim(embedded)]);
+    }
+    Ok(json!({
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {
+            "name": name(broker),
+            "namespace": broker.namespace(),
+            "labels": labels(broker),
+            "ownerReferences": [owner(broker)?],
+        },
+        "spec": spec,
+    }))
+}
+
+fn claim(embedded: &EmbeddedBroker) -> Value {
+    let storage = embedded.storage.clone().unwrap_or_default();
+    let mut spec = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "resources": { "requests": { "storage": storage.size } },
+    });
+    if let Some(class) = storage.storage_class_name {
+        spec["storageClassName"] = json!(class);
+    }
+    json!({ "metadata": { "name": "data" }, "spec": spec })
+}
+
+fn pod(broker: &Broker, embedded: &EmbeddedBroker, settings: &Settings) -> Value {
+    let mut volumes = vec![json!({
+        "name": "token",
+        "secret": { "secretName": token_secret_name(&broker.name_any()), "defaultMode": 0o440 },
+    })];
+    if embedded.ephemeral {
+        volumes.push(json!({ "name": "data", "emptyDir": {} }));
+    }
+    json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 30,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container(settings)],
+        "volumes": volumes,
+    })
+}
+
+fn container(settings: &Settings) -> Value {
+    let tokens = "/var/run/longshore/token";
+    json!({
+        "name": "broker",
+        "image": settings.broker_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": [
+            "--data-dir=/data",
+            format!("--listen=0.0.0.0:{PORT}"),
+            format!("--token-file={tokens}/current"),
+            format!("--token-file={tokens}/previous"),
+        ],
+        "ports": [{ "name": "http", "containerPort": PORT, "protocol": "TCP" }],
+        "readinessProbe": {
+            "httpGet": { "path": "/readyz", "port": "http" },
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+            "failureThreshold": 3,
+        },
+        "livenessProbe": {
+            "httpGet": { "path": "/healthz", "port": "http" },
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "resources": { "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "memory": "512Mi" } },
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        },
+        "volumeMounts": [
+            { "name": "data", "mountPath": "/data" },
+            { "name": "token", "mountPath": tokens, "readOnly": true },
+        ],
+    })
+}

@@ -1,0 +1,108 @@
+//! The access token of an embedded broker: made here, rotated by `tokenRevision`, two valid at a time.
+
+use super::token_secret_name;
+use crate::{
+    apply::{FIELD_MANAGER, owner},
+    context::Context,
+    error::{Error, Result},
+};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use longshore_crds::{Broker, annotation, label};
+use serde_json::json;
+
+/// The token to use now. Makes the Secret, or rotates it when the revision in the spec moved on.
+pub(super) async fn ensure(
+    context: &Context,
+    broker: &Broker,
+    namespace: &str,
+    revision: i64,
+) -> Result<String> {
+    let name = token_secret_name(&broker.name_any());
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    let found = api
+        .get_opt(&name)
+        .await
+        .map_err(Error::api(format!("get Secret {name:?}")))?;
+    let Some(secret) = found else {
+        return create(&api, broker, namespace, &name, revision).await;
+    };
+    let current = value(&secret, "current").ok_or(Error::Incomplete("key `current` in its token Secret"))?;
+    let written = secret
+        .annotations()
+        .get(annotation::TOKEN_REVISION)
+        .and_then(|text| text.parse().ok());
+    if written == Some(revision) {
+        return Ok(current);
+    }
+    let next = random_token();
+    let patch = json!({
+        "metadata": {
+            "resourceVersion": secret.resource_version(),
+            "annotations": { annotation::TOKEN_REVISION: revision.to_string() },
+        },
+        "stringData": { "current": next, "previous": current },
+    });
+    let parameters = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(&name, &parameters, &Patch::Merge(&patch))
+        .await
+        .map_err(Error::api(format!("rotate Secret {name:?}")))?;
+    // The broker's pod sees the new token within a minute; until then the one before is the one that works.
+    Ok(current)
+}
+
+async fn create(
+    api: &Api<Secret>,
+    broker: &Broker,
+    namespace: &str,
+    name: &str,
+    revision: i64,
+) -> Result<String> {
+    let token = random_token();
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": { label::MANAGED_BY: label::MANAGED_BY_VALUE, label::BROKER: broker.name_any() },
+            "annotations": { annotation::TOKEN_REVISION: revision.to_string() },
+            "ownerReferences": [owner(broker)?],
+        },
+        "type": "Opaque",
+        // Nobody is told the first `previous`: it is there so that the file exists.
+        "stringData": { "current": token, "previous": random_token() },
+    });
+    let secret: Secret = serde_json::from_value(secret).map_err(|source| Error::Encode {
+        what: "token Secret".to_owned(),
+        source,
+    })?;
+    let parameters = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    api.create(&parameters, &secret)
+        .await
+        .map_err(Error::api(format!("create Secret {name:?}")))?;
+    Ok(token)
+}
+
+fn value(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = secret.data.as_ref()?.get(key)?;
+    String::from_utf8(bytes.0.clone()).ok()
+}
+
+/// 244 random bits in hexadecimal.
+fn random_token() -> String {
+    format!(
+        "{}{}",
+        uuid::Uuid::new_v4().simple(),
+        uuid::Uuid::new_v4().simple()
+    )
+}

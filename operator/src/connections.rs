@@ -1,0 +1,72 @@
+//! Connections to brokers, one per Broker, shared by all controllers.
+//!
+//! The Broker's controller opens and renews them; everybody else only takes them.
+
+use longshore_drivers::DynDriver;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::watch;
+
+/// Namespace and name of a Broker.
+pub(crate) type BrokerKey = (String, String);
+
+/// One connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    pub(crate) driver: DynDriver,
+    /// The id of the broker's data.
+    pub(crate) backend_id: String,
+    /// What the connection was made from: another value means another connection.
+    pub(crate) fingerprint: String,
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    open: Mutex<BTreeMap<BrokerKey, Connection>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            open: Mutex::default(),
+            changes: watch::channel(0).0,
+        }
+    }
+}
+
+impl Connections {
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Connection> {
+        self.lock().get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Puts `connection` in the place of the one before and tells the watchers.
+    pub(crate) fn put(&self, key: BrokerKey, connection: Connection) {
+        self.lock().insert(key, connection);
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    /// Forgets the connection to a Broker that is gone.
+    pub(crate) fn remove(&self, key: &BrokerKey) {
+        if self.lock().remove(key).is_some() {
+            self.changes.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// All of them as they are now.
+    pub(crate) fn all(&self) -> BTreeMap<BrokerKey, Connection> {
+        self.lock().clone()
+    }
+
+    /// Changes whenever a connection comes, goes or is replaced.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<BrokerKey, Connection>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,45 @@
+//! The state as it is stored, with the version of its form.
+
+use crate::State;
+use serde_json::Value;
+
+/// The version that this code writes.
+pub const VERSION: u32 = 1;
+
+/// A stored state that can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A newer writer wrote it.
+    #[error(
+        "the state has version {found}, this operator reads up to {VERSION}: it was written by a newer one"
+    )]
+    UnsupportedVersion {
+        /// The version found.
+        found: u32,
+    },
+    /// It makes no sense.
+    #[error("the state can't be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+/// The state as it is stored.
+///
+/// # Panics
+/// Never: every state can be written as JSON.
+pub fn encode(state: &State) -> (u32, Value) {
+    (
+        VERSION,
+        serde_json::to_value(state).expect("a state has only text keys and finite numbers"),
+    )
+}
+
+/// The state that was stored.
+///
+/// # Errors
+/// When it is newer than this code, or makes no sense.
+pub fn decode(version: u32, data: &Value) -> Result<State, Error> {
+    if version > VERSION {
+        return Err(Error::UnsupportedVersion { found: version });
+    }
+    Ok(serde_json::from_value(data.clone())?)
+}

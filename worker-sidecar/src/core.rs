@@ -1,0 +1,187 @@
+//! What the parts of a running sidecar share.
+
+use crate::{
+    drain::Stage,
+    health::{Health, lock},
+    in_flight::InFlight,
+    metrics::Metrics,
+    outcome::Signal,
+    plan::{Lane, Plan},
+    push::Pusher,
+    readiness::App,
+    settle::Settler,
+    stop::Stop,
+    throttle::Throttle,
+};
+use longshore_drivers::DynDriver;
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::task::TaskTracker;
+
+/// Bytes of jobs in memory from which on nothing is claimed.
+pub(crate) const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// How long running jobs get when no policy says it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The shared state. Tasks come and go; this is what they agree on.
+pub(crate) struct Core {
+    pub(crate) pod: String,
+    pub(crate) plan: watch::Sender<Arc<Plan>>,
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) settler: Settler,
+    pub(crate) stop: Stop,
+    pub(crate) app: App,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pusher: Pusher,
+    pub(crate) throttle: Mutex<Throttle>,
+    /// The jobs' own tasks.
+    pub(crate) jobs: TaskTracker,
+    /// Wakes the claimer: a slot is free, or whether it may claim has changed.
+    pub(crate) wake: Arc<Notify>,
+}
+
+/// Why nothing is claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Hold {
+    /// No policy was read.
+    NoPolicy,
+    /// The sidecar stops.
+    Draining,
+    /// The operator retires this pod.
+    Victim,
+    /// The app asks for jobs itself.
+    Pull,
+    /// The app takes no connections.
+    AppNotReady,
+    /// The app asked for a pause, or refuses whatever it gets.
+    Paused,
+}
+
+impl Core {
+    pub(crate) fn new(pod: String) -> Self {
+        let wake = Arc::new(Notify::new());
+        let health = Arc::new(Health::default());
+        let metrics = Arc::new(Metrics::new());
+        Self {
+            pod,
+            plan: watch::Sender::new(Arc::default()),
+            in_flight: Arc::new(InFlight::new(wake.clone())),
+            settler: Settler::new(health.clone(), metrics.clone()),
+            stop: Stop::default(),
+            app: App::default(),
+            health,
+            metrics,
+            pusher: Pusher::new(),
+            throttle: Mutex::default(),
+            jobs: TaskTracker::new(),
+            wake,
+        }
+    }
+
+    /// Works by another plan from now on.
+    pub(crate) fn install(&self, plan: Plan) {
+        self.metrics.concurrency.set(i64::from(plan.concurrency()));
+        let victim = plan.is_victim(&self.pod);
+        let before = self.plan.send_replace(Arc::new(plan));
+        if victim != before.is_victim(&self.pod) {
+            tracing::info!(victim, "this pod's place among those to be retired changed");
+        }
+        self.settler.refresh();
+        self.wake.notify_one();
+    }
+
+    /// The plan as it is now.
+    pub(crate) fn plan(&self) -> Arc<Plan> {
+        self.plan.borrow().clone()
+    }
+
+    /// The same queue over its newest connection.
+    pub(crate) fn current(&self, lane: &Arc<Lane>) -> Arc<Lane> {
+        let plan = self.plan.borrow();
+        let newer = plan.lanes.iter().find(|other| other.key == lane.key);
+        newer.unwrap_or(lane).clone()
+    }
+
+    /// Why no job may be started now, if so.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        if self.stop.stage() != Stage::Running {
+            return Some(Hold::Draining);
+        }
+        let plan = self.plan.borrow();
+        if plan.policy.is_none() {
+            return Some(Hold::NoPolicy);
+        }
+        if plan.is_victim(&self.pod) {
+            return Some(Hold::Victim);
+        }
+        match &plan.target {
+            None => Some(Hold::Pull),
+            Some(target) if !self.app.is_ready(target.port) => Some(Hold::AppNotReady),
+            Some(_) => self.paused_until().map(|_| Hold::Paused),
+        }
+    }
+
+    pub(crate) fn paused_until(&self) -> Option<Instant> {
+        lock(&self.throttle).paused_until(Instant::now())
+    }
+
+    /// How many more jobs the app can take.
+    pub(crate) fn free(&self) -> u32 {
+        let concurrency = self.plan.borrow().concurrency();
+        let limit = lock(&self.throttle).limit(concurrency) as usize;
+        let counts = self.in_flight.counts();
+        // Settles that pile up while a broker is slow are bounded like the jobs themselves.
+        let unsettled = (limit * 2 + 64).saturating_sub(counts.total);
+        let free = limit.saturating_sub(counts.running).min(unsettled);
+        u32::try_from(free).unwrap_or(u32::MAX)
+    }
+
+    /// Learns from an answer of the app.
+    pub(crate) fn learn(&self, signal: Signal) {
+        let now = Instant::now();
+        match signal {
+            Signal::Unreachable => self.app.refused(),
+            Signal::Silent => {}
+            Signal::Works | Signal::Throttled(_) | Signal::Unroutable(_) | Signal::Unauthorized(_) => {
+                self.app.answered();
+            }
+        }
+        self.health.learn(signal, now);
+        let concurrency = self.plan.borrow().concurrency();
+        lock(&self.throttle).learn(signal, concurrency, now);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        let plan = self.plan.borrow();
+        plan.policy
+            .as_ref()
+            .map_or(DRAIN_TIMEOUT, |policy| policy.drain_timeout)
+    }
+
+    /// The connections that are open.
+    pub(crate) fn drivers(&self) -> Vec<DynDriver> {
+        let plan = self.plan.borrow();
+        let mut drivers: Vec<DynDriver> = Vec::new();
+        for lane in &plan.lanes {
+            if !drivers.iter().any(|driver| Arc::ptr_eq(driver, &lane.driver)) {
+                drivers.push(lane.driver.clone());
+            }
+        }
+        drivers
+    }
+}
+
+/// Some number for jitter. Each state is seeded by the system.
+pub(crate) fn dice() -> u64 {
+    RandomState::new().hash_one(0_u8)
+}

@@ -1,0 +1,213 @@
+//! One job from its claim to its settle.
+
+use crate::{
+    core::{Core, dice},
+    headers,
+    in_flight::{Abort, Completion, Phase, Settled, Ticket},
+    metrics,
+    outcome::{self, Answer, Moment, Signal, Verdict, decide},
+    plan::{Lane, Target},
+};
+use futures::FutureExt;
+use longshore_drivers::{Claimed, Limits, Receipt, Settle, Timestamp};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// An app that completes a job before it answered the request gets this long to answer.
+const LATE_ANSWER: Duration = Duration::from_secs(5);
+
+/// How a run ended.
+pub(crate) enum End {
+    /// The sidecar decided.
+    Decided(Settle),
+    /// The app said it through the local API.
+    Completed(Completion),
+    /// There is nothing to settle any more; why, as a word for the metrics.
+    Gone(&'static str),
+}
+
+/// Starts `job` in a task of its own.
+pub(crate) fn start(core: &Arc<Core>, lane: &Arc<Lane>, job: Claimed, target: &Target) {
+    let ticket = core.in_flight.admit(lane, &job, Phase::Running);
+    let running = run(core.clone(), lane.clone(), job, target.clone(), ticket);
+    core.jobs.spawn(running);
+}
+
+/// Gives `job` back at once: it came when nothing may be started.
+pub(crate) fn give_back(core: &Arc<Core>, lane: &Arc<Lane>, job: Claimed) {
+    let ticket = core.in_flight.admit(lane, &job, Phase::Settling);
+    let (core, lane) = (core.clone(), lane.clone());
+    let tasks = core.jobs.clone();
+    tasks.spawn(async move {
+        settle(
+            &core,
+            &lane,
+            job.receipt,
+            outcome::release(Duration::ZERO),
+            &ticket,
+        )
+        .await;
+    });
+}
+
+async fn run(core: Arc<Core>, lane: Arc<Lane>, job: Claimed, target: Target, mut ticket: Ticket) {
+    let began = Instant::now();
+    // A panic costs this job an attempt and nobody else anything.
+    let working = AssertUnwindSafe(work(&core, &lane, &job, &target, &mut ticket, began));
+    let end = match working.catch_unwind().await {
+        Ok(end) => end,
+        Err(_) => End::Decided(conclude(&core, &lane, &job, Answer::Panicked).await),
+    };
+    let queue = metrics::Queue {
+        queue: lane.queue.name.clone(),
+    };
+    core.metrics
+        .duration
+        .get_or_create(&queue)
+        .observe(began.elapsed().as_secs_f64());
+    finish(&core, &lane, job, end, &ticket).await;
+}
+
+/// Settles what has to be settled and tells who waits for it.
+pub(crate) async fn finish(core: &Core, lane: &Arc<Lane>, job: Claimed, end: End, ticket: &Ticket) {
+    let (action, reply) = match end {
+        End::Decided(action) => (action, None),
+        End::Completed(Completion { answer, reply }) => {
+            (conclude(core, lane, &job, answer).await, Some(reply))
+        }
+        End::Gone(why) => {
+            tracing::info!(queue = lane.queue.name, job = %job.id, why, "the run ended without a settle");
+            return core.metrics.ended(&lane.queue.name, why);
+        }
+    };
+    // The payload goes now: settles can take long while a broker is away.
+    let Claimed { receipt, .. } = job;
+    let settled = settle(core, lane, receipt, action, ticket).await;
+    if let Some(reply) = reply {
+        let _ = reply.send(settled);
+    }
+}
+
+/// Pushes the job and waits until something ends it.
+async fn work(
+    core: &Arc<Core>,
+    lane: &Arc<Lane>,
+    job: &Claimed,
+    target: &Target,
+    ticket: &mut Ticket,
+    began: Instant,
+) -> End {
+    let deadline = began + lane.queue.timeout_of(&job.overrides).min(Limits::MAX_DELAY);
+    let request = headers::request(&target.uri, &lane.namespace, &lane.queue, job, Timestamp::now());
+    let max_result = lane.driver.capabilities().limits.max_result;
+    let pusher = core.pusher.clone();
+    let mut pushing = Box::pin(async move { pusher.push(request, max_result, deadline).await });
+    let answer = tokio::select! {
+        biased;
+        answer = &mut pushing => answer,
+        Ok(completion) = &mut ticket.completed => {
+            // Hanging up on an app that is about to answer would look like a fault of its own.
+            core.jobs.spawn(timeout(LATE_ANSWER, pushing));
+            return End::Completed(completion);
+        }
+        Ok(why) = &mut ticket.aborted => match interrupted(why) {
+            Ok(answer) => answer,
+            Err(end) => return end,
+        },
+    };
+    if let Some(settle) = judge(core, lane, job, answer).await {
+        return End::Decided(settle);
+    }
+    let answer = tokio::select! {
+        biased;
+        Ok(completion) = &mut ticket.completed => return End::Completed(completion),
+        Ok(why) = &mut ticket.aborted => match interrupted(why) {
+            Ok(answer) => answer,
+            Err(end) => return end,
+        },
+        () = sleep_until(deadline) => Answer::TimedOut,
+    };
+    End::Decided(conclude(core, lane, job, answer).await)
+}
+
+/// What `answer` means when the app has nothing more to say.
+pub(crate) async fn conclude(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Settle {
+    let settle = judge(core, lane, job, answer).await;
+    settle.unwrap_or_else(|| outcome::release(Duration::ZERO))
+}
+
+/// The answer that stands for an interruption, or the end when there is nothing to settle.
+pub(crate) fn interrupted(why: Abort) -> Result<Answer, End> {
+    match why {
+        Abort::Lost => Err(End::Gone("lost")),
+        Abort::Settled => Err(End::Gone("settled_by_app")),
+        Abort::Cancelled => Ok(Answer::Cancelled),
+        Abort::Stopping => Ok(Answer::Stopped),
+    }
+}
+
+/// What `answer` means; nothing when the app goes on with the job.
+async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Option<Settle> {
+    let moment = Moment {
+        dice: dice(),
+        app_stops: matches!(answer, Answer::Reset(_)) && core.stop.app_stops().await,
+    };
+    let decision = decide(answer, job, &lane.queue, moment);
+    if decision.signal != Signal::Silent {
+        core.learn(decision.signal);
+    }
+    match decision.verdict {
+        Verdict::Settle(settle) => {
+            tell(lane, job, &settle);
+            Some(settle)
+        }
+        Verdict::Detach => None,
+    }
+}
+
+/// Writes what became of a job to the log. Reasons are words of this code; what apps say stays in the broker.
+fn tell(lane: &Lane, job: &Claimed, settle: &Settle) {
+    let (queue, id, kind, attempt) = (&lane.queue.name, &job.id, &job.job_type, job.attempt);
+    match settle {
+        Settle::Succeed { .. } => tracing::debug!(queue, job = %id, kind, attempt, "succeeded"),
+        Settle::Retry { delay, failure } => {
+            tracing::info!(queue, job = %id, kind, attempt, reason = failure.reason, ?delay, "failed; again later");
+        }
+        Settle::Release { delay } => tracing::info!(queue, job = %id, kind, attempt, ?delay, "released"),
+        Settle::Bury { failure, .. } => {
+            tracing::warn!(queue, job = %id, kind, attempt, reason = failure.reason, "dead");
+        }
+    }
+}
+
+/// Ends the claim and counts how.
+pub(crate) async fn settle(
+    core: &Core,
+    lane: &Arc<Lane>,
+    receipt: Receipt,
+    settle: Settle,
+    ticket: &Ticket,
+) -> Settled {
+    let (word, bytes) = match &settle {
+        Settle::Succeed { result } => (
+            "succeeded",
+            result.as_ref().map_or(0, longshore_drivers::Payload::len),
+        ),
+        Settle::Retry { .. } => ("retried", 0),
+        Settle::Release { .. } => ("released", 0),
+        Settle::Bury { .. } => ("dead", 0),
+    };
+    let lease_until = ticket.lease_until();
+    ticket.settling(bytes);
+    let settled = core
+        .settler
+        .settle(&core.current(lane), receipt, settle, lease_until)
+        .await;
+    let outcome = match settled {
+        Settled::Done => word,
+        Settled::Lost => "lost",
+        Settled::Abandoned => "abandoned",
+    };
+    core.metrics.ended(&lane.queue.name, outcome);
+    settled
+}

@@ -1,0 +1,37 @@
+//! The sidecar of a worker's pod.
+//!
+//! It claims jobs from the broker, hands each to the app on localhost, keeps their leases, settles them in batches and
+//! drains when the pod ends. It needs neither Kubernetes nor the operator: its policy is a file. What is decided stands
+//! in pure modules ([`outcome`], [`schedule`], [`weights`], [`drain`], [`throttle`]); the others do what they say.
+
+pub mod broker;
+pub mod cli;
+pub mod drain;
+pub mod hooks;
+pub mod outcome;
+pub mod policy;
+pub mod run;
+pub mod schedule;
+pub mod throttle;
+pub mod weights;
+
+mod admin;
+mod api;
+mod claim;
+mod core;
+mod headers;
+mod health;
+mod in_flight;
+mod job;
+mod lease;
+mod metrics;
+mod plan;
+mod pull;
+mod push;
+mod readiness;
+mod settle;
+mod stop;
+mod token;
+
+#[cfg(test)]
+mod fixture;

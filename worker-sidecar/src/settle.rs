@@ -1,0 +1,248 @@
+//! Ends claims, in batches.
+//!
+//! One task per queue: what arrives while a request is under way travels with the next one, so an idle sidecar settles at
+//! once and a busy one settles in batches, and nothing ever waits for company.
+
+use crate::{
+    health::{Health, lock},
+    in_flight::Settled,
+    metrics::Metrics,
+    outcome,
+    plan::{Lane, LaneKey},
+};
+use longshore_drivers::{Error, ErrorKind, Receipt, Settle, Settlement};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+/// Settles in one request.
+const BATCH: usize = 500;
+/// Bytes of results in one request, as long as it holds more than one.
+const BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// How long a request may take.
+const REQUEST: Duration = Duration::from_secs(10);
+/// The first pause after a failure; doubled up to the longest.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A settle is tried for this long even when its lease is over: while nobody else claimed the job it may still count,
+/// and otherwise the broker says so.
+const TRY_FOR: Duration = Duration::from_secs(300);
+
+struct Item {
+    settlement: Settlement,
+    give_up: Instant,
+    /// A request with it may have been carried out: then a stale receipt is most likely our own success.
+    maybe_done: bool,
+    done: oneshot::Sender<Settled>,
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match &self.settlement.settle {
+            Settle::Succeed { result: Some(result) } => result.len(),
+            Settle::Succeed { result: None }
+            | Settle::Retry { .. }
+            | Settle::Release { .. }
+            | Settle::Bury { .. } => 0,
+        }
+    }
+
+    fn finish(self, settled: Settled) {
+        let _ = self.done.send(settled);
+    }
+}
+
+/// Ends claims of all queues.
+#[derive(Debug)]
+pub(crate) struct Settler {
+    queues: Mutex<HashMap<LaneKey, mpsc::UnboundedSender<Item>>>,
+    tasks: TaskTracker,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+}
+
+impl Settler {
+    pub(crate) fn new(health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            queues: Mutex::default(),
+            tasks: TaskTracker::new(),
+            health,
+            metrics,
+        }
+    }
+
+    /// Ends one claim whose lease ends at `lease_until`; returns when that is certain or given up.
+    pub(crate) async fn settle(
+        &self,
+        lane: &Arc<Lane>,
+        receipt: Receipt,
+        settle: Settle,
+        lease_until: Instant,
+    ) -> Settled {
+        let (done, answer) = oneshot::channel();
+        let mut item = Item {
+            settlement: Settlement { receipt, settle },
+            give_up: lease_until.max(Instant::now() + TRY_FOR),
+            maybe_done: false,
+            done,
+        };
+        // The second round is for a task that ended between the look-up and the sending.
+        for _ in 0..2 {
+            match self.sender(lane).send(item) {
+                Ok(()) => return answer.await.unwrap_or(Settled::Abandoned),
+                Err(mpsc::error::SendError(back)) => item = back,
+            }
+            lock(&self.queues).remove(&lane.key);
+        }
+        Settled::Abandoned
+    }
+
+    /// The way to a queue's task, which is started when there is none. The number of settles on the way is bounded by
+    /// the number of claims.
+    fn sender(&self, lane: &Arc<Lane>) -> mpsc::UnboundedSender<Item> {
+        let mut queues = lock(&self.queues);
+        let sender = queues.entry(lane.key.clone()).or_insert_with(|| {
+            let (sender, items) = mpsc::unbounded_channel();
+            let worker = Worker {
+                lane: lane.clone(),
+                health: self.health.clone(),
+                metrics: self.metrics.clone(),
+                waiting: Vec::new(),
+                pause: Duration::ZERO,
+            };
+            self.tasks.spawn(worker.run(items));
+            sender
+        });
+        sender.clone()
+    }
+
+    /// Takes up changed connections; what is on its way still goes over the old ones.
+    pub(crate) fn refresh(&self) {
+        lock(&self.queues).clear();
+    }
+}
+
+struct Worker {
+    lane: Arc<Lane>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    waiting: Vec<Item>,
+    pause: Duration,
+}
+
+impl Worker {
+    async fn run(mut self, mut items: mpsc::UnboundedReceiver<Item>) {
+        loop {
+            if self.waiting.is_empty() {
+                match items.recv().await {
+                    Some(item) => self.waiting.push(item),
+                    None => return,
+                }
+            } else {
+                // Something failed before.
+                sleep(self.pause).await;
+            }
+            while let Ok(item) = items.try_recv() {
+                self.waiting.push(item);
+            }
+            self.pause = if self.send_all().await {
+                (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+            } else {
+                Duration::ZERO
+            };
+        }
+    }
+
+    /// Sends everything that waits; tells whether some of it has to be tried again.
+    async fn send_all(&mut self) -> bool {
+        let mut rest = std::mem::take(&mut self.waiting);
+        while !rest.is_empty() {
+            let later = rest.split_off(batch_length(&rest));
+            let failed_before = self.waiting.len();
+            self.send(rest).await;
+            rest = later;
+            if self.waiting.len() > failed_before {
+                // The broker is in trouble: the others wait too, instead of taking a time-out each.
+                self.waiting.append(&mut rest);
+            }
+        }
+        !self.waiting.is_empty()
+    }
+
+    async fn send(&mut self, batch: Vec<Item>) {
+        let settlements: Vec<_> = batch.iter().map(|item| item.settlement.clone()).collect();
+        let request = self.lane.driver.settle(&self.lane.queue.physical, settlements);
+        let answer = timeout(REQUEST, request)
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Ambiguous, "no answer to a settle")));
+        self.health.broker_answered(&self.lane.queue.broker, &answer);
+        match answer {
+            Ok(answers) if answers.len() == batch.len() => {
+                for (item, answer) in batch.into_iter().zip(answers) {
+                    self.sort(item, answer);
+                }
+            }
+            Ok(_) => self.fail(
+                batch,
+                &Error::new(ErrorKind::Fatal, "the broker answered too few settles"),
+            ),
+            Err(error) => self.fail(batch, &error),
+        }
+    }
+
+    /// Nothing is known about any of them.
+    fn fail(&mut self, batch: Vec<Item>, error: &Error) {
+        self.metrics.broker_error("settle", error);
+        tracing::warn!(queue = self.lane.queue.name, settles = batch.len(), kind = %error.kind, error = error.message, "settle failed");
+        for item in batch {
+            self.sort(item, Err(error.clone()));
+        }
+    }
+
+    fn sort(&mut self, mut item: Item, answer: longshore_drivers::Result<()>) {
+        let Err(error) = answer else {
+            return item.finish(Settled::Done);
+        };
+        match error.kind {
+            ErrorKind::StaleReceipt if item.maybe_done => item.finish(Settled::Done),
+            ErrorKind::StaleReceipt | ErrorKind::NotFound => item.finish(Settled::Lost),
+            // Only a result can be too large, and doing the work again would give it again.
+            ErrorKind::TooLarge if item.bytes() > 0 => {
+                item.settlement.settle =
+                    outcome::too_large(self.lane.driver.capabilities().limits.max_result);
+                self.waiting.push(item);
+            }
+            ErrorKind::Unavailable
+            | ErrorKind::Timeout
+            | ErrorKind::Ambiguous
+            | ErrorKind::Unauthorized
+            | ErrorKind::Full
+                if Instant::now() < item.give_up =>
+            {
+                item.maybe_done |= matches!(error.kind, ErrorKind::Ambiguous | ErrorKind::Timeout);
+                self.waiting.push(item);
+            }
+            _ => {
+                tracing::error!(queue = self.lane.queue.name, kind = %error.kind, error = error.message, "settle given up; the lease will end");
+                item.finish(Settled::Abandoned);
+            }
+        }
+    }
+}
+
+/// How many of `items`, at least one, fit one request.
+fn batch_length(items: &[Item]) -> usize {
+    let mut bytes = 0;
+    let fitting = items.iter().take(BATCH).take_while(|item| {
+        bytes += item.bytes();
+        bytes <= BATCH_BYTES
+    });
+    fitting.count().max(1)
+}

@@ -1,0 +1,363 @@
+//! A broker in memory whose faults can be switched on and off.
+
+use async_trait::async_trait;
+use longshore_drivers::{
+    Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
+    Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
+    Limits, ListJobs, NewJob, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
+    Settle, Settlement, Timestamp, WakeStream,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{LazyLock, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+
+struct Job {
+    queue: String,
+    new: NewJob,
+    attempt: u32,
+    delivery: u32,
+    due: Instant,
+    receipt: Option<Receipt>,
+    over: bool,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: BTreeMap<String, Job>,
+    settles: Vec<(String, Settle)>,
+    batches: Vec<usize>,
+    cancelled: BTreeSet<String>,
+    away: bool,
+    claims: u64,
+    extends: u64,
+    receipts: u64,
+}
+
+/// The broker.
+#[derive(Default)]
+pub struct Broker {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    held: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Broker")
+    }
+}
+
+impl Broker {
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let answer = act(&mut self.state.lock().unwrap());
+        self.changed.send_modify(|version| *version += 1);
+        answer
+    }
+
+    pub fn add(&self, queue: &str, new: NewJob) {
+        let id = new.id.clone().unwrap().to_string();
+        let job = Job {
+            queue: queue.to_owned(),
+            new,
+            attempt: 1,
+            delivery: 0,
+            due: Instant::now(),
+            receipt: None,
+            over: false,
+        };
+        self.with(|state| state.jobs.insert(id, job));
+    }
+
+    /// All settles of a job.
+    pub fn settles(&self, id: &str) -> Vec<Settle> {
+        let state = self.state.lock().unwrap();
+        state
+            .settles
+            .iter()
+            .filter(|(job, _)| job == id)
+            .map(|(_, settle)| settle.clone())
+            .collect()
+    }
+
+    pub fn settles_that(&self, fit: impl Fn(&Settle) -> bool) -> usize {
+        self.state
+            .lock()
+            .unwrap()
+            .settles
+            .iter()
+            .filter(|(_, settle)| fit(settle))
+            .count()
+    }
+
+    pub fn settled(&self) -> usize {
+        self.state.lock().unwrap().settles.len()
+    }
+
+    pub fn batches(&self) -> Vec<usize> {
+        self.state.lock().unwrap().batches.clone()
+    }
+
+    pub fn claims(&self) -> u64 {
+        self.state.lock().unwrap().claims
+    }
+
+    pub fn extends(&self) -> u64 {
+        self.state.lock().unwrap().extends
+    }
+
+    pub fn is_leased(&self, id: &str) -> bool {
+        self.state.lock().unwrap().jobs[id].receipt.is_some()
+    }
+
+    /// From now on every call fails, or none.
+    pub fn away(&self, away: bool) {
+        self.with(|state| state.away = away);
+    }
+
+    /// Leases jobs, but keeps the answers to claims that don't wait.
+    pub fn hold_answers(&self, hold: bool) {
+        self.held.send_replace(hold);
+    }
+
+    /// Takes the lease of a job away.
+    pub fn lose(&self, id: &str) {
+        self.with(|state| {
+            let job = state.jobs.get_mut(id).unwrap();
+            job.receipt = None;
+            job.due = Instant::now() + Duration::from_secs(3600);
+        });
+    }
+
+    pub fn cancel_job(&self, id: &str) {
+        self.with(|state| state.cancelled.insert(id.to_owned()));
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.state.lock().unwrap().away {
+            return Err(Error::unavailable("the broker is away"));
+        }
+        Ok(())
+    }
+
+    fn take(&self, queue: &QueueName, claim: &Claim) -> Vec<Claimed> {
+        self.with(|state| {
+            let State { jobs, receipts, .. } = state;
+            let ready = jobs.values_mut().filter(|job| {
+                job.queue == queue.as_str() && !job.over && job.receipt.is_none() && job.due <= Instant::now()
+            });
+            let leased = ready.take(claim.max as usize).map(|job| {
+                *receipts += 1;
+                lease(job, *receipts)
+            });
+            leased.collect()
+        })
+    }
+
+    fn next_due(&self, queue: &QueueName) -> Option<Instant> {
+        let state = self.state.lock().unwrap();
+        let waiting = state.jobs.values().filter(|job| {
+            job.queue == queue.as_str() && !job.over && job.receipt.is_none() && job.due > Instant::now()
+        });
+        waiting.map(|job| job.due).min()
+    }
+}
+
+fn lease(job: &mut Job, number: u64) -> Claimed {
+    let receipt = Receipt(format!("receipt-{number}"));
+    job.receipt = Some(receipt.clone());
+    job.delivery += 1;
+    Claimed {
+        id: job.new.id.clone().unwrap(),
+        receipt,
+        job_type: job.new.job_type.clone(),
+        payload: job.new.payload.clone(),
+        overrides: job.new.overrides.clone(),
+        headers: job.new.headers.clone(),
+        attempt: job.attempt,
+        delivery: job.delivery,
+        enqueued_at: Timestamp::from_millis(0),
+        ready_at: Timestamp::from_millis(0),
+        lease_until: Timestamp::from_millis(0),
+        last_failure: None,
+        notify: None,
+    }
+}
+
+fn end(state: &mut State, settlement: Settlement) -> Result<()> {
+    let Settlement { receipt, settle } = settlement;
+    let held = state
+        .jobs
+        .iter_mut()
+        .find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
+    let Some((id, job)) = held else {
+        return Err(Error::stale(&receipt));
+    };
+    job.receipt = None;
+    match &settle {
+        Settle::Succeed { .. } | Settle::Bury { .. } => job.over = true,
+        Settle::Retry { delay, .. } => {
+            job.attempt += 1;
+            job.due = Instant::now() + *delay;
+        }
+        Settle::Release { delay } => job.due = Instant::now() + *delay,
+    }
+    let id = id.clone();
+    state.settles.push((id, settle));
+    Ok(())
+}
+
+static CAPABILITIES: LazyLock<Capabilities> = LazyLock::new(|| Capabilities {
+    id_memory: IdMemory::UntilAcked,
+    fencing: true,
+    atomic_settle: true,
+    lease: Lease::Extendable,
+    delay: Some(Delay {
+        max: Limits::MAX_DELAY,
+    }),
+    pause: true,
+    inspect: true,
+    cancel: true,
+    result_store: true,
+    wake: true,
+    exact_depth: true,
+    durable: false,
+    limits: Limits::default(),
+});
+
+fn unused<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Unsupported, "not part of this broker"))
+}
+
+#[async_trait]
+impl Driver for Broker {
+    fn capabilities(&self) -> &Capabilities {
+        &CAPABILITIES
+    }
+
+    async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
+        self.check()?;
+        let add = |mut new: NewJob| {
+            new.validate(&CAPABILITIES.limits)?;
+            let id = new.id.take().unwrap_or_else(JobId::generate);
+            new.id = Some(id.clone());
+            if self.state.lock().unwrap().jobs.contains_key(id.as_str()) {
+                let state = JobState::Ready;
+                return Ok(Enqueued::Duplicate {
+                    id,
+                    state,
+                    outcome: None,
+                });
+            }
+            self.add(queue.as_str(), new);
+            Ok(Enqueued::Created { id })
+        };
+        Ok(jobs.into_iter().map(add).collect())
+    }
+
+    async fn claim(&self, queue: &QueueName, claim: Claim) -> Result<Vec<Claimed>> {
+        self.state.lock().unwrap().claims += 1;
+        let mut changed = self.changed.subscribe();
+        let deadline = Instant::now() + claim.wait;
+        loop {
+            changed.mark_unchanged();
+            self.check()?;
+            let taken = self.take(queue, &claim);
+            if claim.wait.is_zero() {
+                let _ = self.held.subscribe().wait_for(|held| !held).await;
+            }
+            if !taken.is_empty() || Instant::now() >= deadline {
+                return Ok(taken);
+            }
+            changed.mark_unchanged();
+            let due = self.next_due(queue).map_or(deadline, |due| due.min(deadline));
+            tokio::select! {
+                _ = timeout(claim.wait, changed.changed()) => {}
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+
+    async fn extend(
+        &self,
+        _: &QueueName,
+        receipts: Vec<Receipt>,
+        _: Duration,
+    ) -> Result<Vec<Result<Extension>>> {
+        self.check()?;
+        Ok(self.with(|state| {
+            state.extends += 1;
+            let extend = |receipt: Receipt| {
+                let held = state
+                    .jobs
+                    .iter()
+                    .find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
+                let (id, _) = held.ok_or_else(|| Error::stale(&receipt))?;
+                Ok(Extension {
+                    lease_until: Timestamp::from_millis(0),
+                    cancel_requested: state.cancelled.contains(id),
+                })
+            };
+            receipts.into_iter().map(extend).collect()
+        }))
+    }
+
+    async fn settle(&self, _: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
+        self.check()?;
+        // A round trip, so that others pile up behind it.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Ok(self.with(|state| {
+            state.batches.push(settlements.len());
+            settlements
+                .into_iter()
+                .map(|settlement| end(state, settlement))
+                .collect()
+        }))
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        unused()
+    }
+    async fn declare(&self, _: &QueueName, _: Declaration) -> Result<Declared> {
+        unused()
+    }
+    async fn delete_queue(&self, _: &QueueName) -> Result<()> {
+        unused()
+    }
+    async fn stats(&self, _: &QueueName) -> Result<QueueStats> {
+        Ok(QueueStats::default())
+    }
+    async fn wake(&self) -> Result<WakeStream> {
+        unused()
+    }
+    async fn completions(&self, _: &Address, _: ReadCompletions) -> Result<CompletionPage> {
+        unused()
+    }
+    async fn acknowledge(&self, _: &Address, _: Vec<CompletionReceipt>) -> Result<()> {
+        unused()
+    }
+    async fn results(&self, _: &QueueName, _: Vec<JobId>) -> Result<Vec<Option<Payload>>> {
+        unused()
+    }
+    async fn inspect(&self, _: &QueueName, _: &JobId) -> Result<Option<JobRecord>> {
+        unused()
+    }
+    async fn list(&self, _: &QueueName, _: ListJobs) -> Result<JobPage> {
+        unused()
+    }
+    async fn cancel(&self, _: &QueueName, _: Vec<JobId>) -> Result<Vec<Result<JobState>>> {
+        unused()
+    }
+    async fn redrive(&self, _: &QueueName, _: Vec<JobId>) -> Result<Vec<Result<()>>> {
+        unused()
+    }
+    async fn purge(&self, _: &QueueName, _: JobState, _: u32) -> Result<u64> {
+        unused()
+    }
+    async fn close(&self) {}
+}
