@@ -79,10 +79,7 @@ fn default_size() -> String {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self {
-            size: default_size(),
-            storage_class_name: None,
-        }
+        Self { size: default_size(), storage_class_name: None }
     }
 }
 

@@ -17,29 +17,17 @@ pub struct Reason {
 impl Reason {
     /// The condition holds.
     pub fn yes(reason: &str, message: impl Into<String>) -> Self {
-        Self {
-            status: "True",
-            reason: reason.to_owned(),
-            message: message.into(),
-        }
+        Self { status: "True", reason: reason.to_owned(), message: message.into() }
     }
 
     /// The condition doesn't hold.
     pub fn no(reason: &str, message: impl Into<String>) -> Self {
-        Self {
-            status: "False",
-            reason: reason.to_owned(),
-            message: message.into(),
-        }
+        Self { status: "False", reason: reason.to_owned(), message: message.into() }
     }
 
     /// Nobody knows yet.
     pub fn unknown(reason: &str, message: impl Into<String>) -> Self {
-        Self {
-            status: "Unknown",
-            reason: reason.to_owned(),
-            message: message.into(),
-        }
+        Self { status: "Unknown", reason: reason.to_owned(), message: message.into() }
     }
 }
 
@@ -53,10 +41,7 @@ pub fn set_condition(
 ) {
     let mut message = value.message;
     if message.len() > 1024 {
-        let end = (0..=1024)
-            .rev()
-            .find(|&at| message.is_char_boundary(at))
-            .unwrap_or(0);
+        let end = (0..=1024).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
         message.truncate(end);
     }
     let mut next = Condition {
@@ -80,9 +65,7 @@ pub fn set_condition(
 
 /// Whether `kind` stands at `True`.
 pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
-    conditions
-        .iter()
-        .any(|condition| condition.type_ == kind && condition.status == "True")
+    conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
 }
 
 #[cfg(test)]
@@ -91,18 +74,12 @@ mod tests {
 
     #[test]
     fn the_transition_time_moves_only_with_the_status() {
-        let (early, late) = (
-            Timestamp::from_second(1).unwrap(),
-            Timestamp::from_second(2).unwrap(),
-        );
+        let (early, late) = (Timestamp::from_second(1).unwrap(), Timestamp::from_second(2).unwrap());
         let mut conditions = Vec::new();
         set_condition(&mut conditions, "Ready", Reason::no("A", "a"), Some(1), early);
         set_condition(&mut conditions, "Ready", Reason::no("B", "b"), Some(2), late);
         assert_eq!(conditions[0].last_transition_time.0, early);
-        assert_eq!(
-            (conditions[0].reason.as_str(), conditions[0].observed_generation),
-            ("B", Some(2))
-        );
+        assert_eq!((conditions[0].reason.as_str(), conditions[0].observed_generation), ("B", Some(2)));
         set_condition(&mut conditions, "Ready", Reason::yes("C", "c"), Some(2), late);
         assert_eq!(conditions[0].last_transition_time.0, late);
         assert_eq!(conditions.len(), 1);

@@ -48,16 +48,10 @@ impl FromStr for Duration {
                 "ms" => 1,
                 _ => return Err(bad()),
             };
-            millis = number
-                .checked_mul(unit)
-                .and_then(|part| millis.checked_add(part))
-                .ok_or_else(bad)?;
+            millis = number.checked_mul(unit).and_then(|part| millis.checked_add(part)).ok_or_else(bad)?;
             rest = &rest[digits + unit_len..];
         }
-        Ok(Self {
-            text: text.to_owned(),
-            value: std::time::Duration::from_millis(millis),
-        })
+        Ok(Self { text: text.to_owned(), value: std::time::Duration::from_millis(millis) })
     }
 }
 
@@ -97,8 +91,7 @@ impl JsonSchema for Duration {
 
 /// A default written as a literal.
 pub(crate) fn literal(text: &str) -> Duration {
-    text.parse()
-        .expect("a duration literal in this crate is well formed")
+    text.parse().expect("a duration literal in this crate is well formed")
 }
 
 #[cfg(test)]
@@ -107,35 +100,16 @@ mod tests {
 
     #[test]
     fn texts_mean_what_they_say() {
-        for (text, millis) in [
-            ("30s", 30_000),
-            ("1h30m", 5_400_000),
-            ("250ms", 250),
-            ("1m1s1ms", 61_001),
-            ("0s", 0),
-        ] {
-            assert_eq!(
-                text.parse::<Duration>().unwrap().get().as_millis(),
-                millis,
-                "{text}"
-            );
+        for (text, millis) in
+            [("30s", 30_000), ("1h30m", 5_400_000), ("250ms", 250), ("1m1s1ms", 61_001), ("0s", 0)]
+        {
+            assert_eq!(text.parse::<Duration>().unwrap().get().as_millis(), millis, "{text}");
         }
     }
 
     #[test]
     fn other_texts_are_refused() {
-        for text in [
-            "",
-            "1",
-            "s",
-            "1d",
-            "-1s",
-            "1.5s",
-            "1S",
-            " 1s",
-            "99999999999999999999h",
-            "1s1",
-        ] {
+        for text in ["", "1", "s", "1d", "-1s", "1.5s", "1S", " 1s", "99999999999999999999h", "1s1"] {
             assert!(text.parse::<Duration>().is_err(), "{text:?}");
         }
     }

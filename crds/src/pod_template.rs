@@ -27,10 +27,7 @@ impl JsonSchema for PodTemplate {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut settings = generator.settings().clone();
         settings.inline_subschemas = true;
-        let mut schema = settings
-            .into_generator()
-            .into_root_schema_for::<PodTemplateSpec>()
-            .to_value();
+        let mut schema = settings.into_generator().into_root_schema_for::<PodTemplateSpec>().to_value();
         if let Some(object) = schema.as_object_mut() {
             object.remove("$schema");
             object.remove("title");
@@ -79,10 +76,7 @@ fn refine(schema: &mut Value, field: &str) {
         *schema = quantity();
         return;
     }
-    if object
-        .get("type")
-        .is_some_and(|kind| kind == "array" || kind == &json!(["array", "null"]))
-    {
+    if object.get("type").is_some_and(|kind| kind == "array" || kind == &json!(["array", "null"])) {
         refine_list(object, field);
     }
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
@@ -104,14 +98,8 @@ fn refine(schema: &mut Value, field: &str) {
 }
 
 fn refine_list(object: &mut Map<String, Value>, field: &str) {
-    let item = object
-        .get("items")
-        .and_then(|items| items.get("properties"))
-        .and_then(Value::as_object);
-    let keys = MAP_LISTS
-        .iter()
-        .find(|(name, _)| *name == field)
-        .map(|(_, keys)| *keys);
+    let item = object.get("items").and_then(|items| items.get("properties")).and_then(Value::as_object);
+    let keys = MAP_LISTS.iter().find(|(name, _)| *name == field).map(|(_, keys)| *keys);
     match (keys, item) {
         // The same field name elsewhere may hold other things: the keys must be there.
         (Some(keys), Some(item)) if keys.iter().all(|key| item.contains_key(*key)) => {
@@ -137,9 +125,7 @@ fn add_defaults(object: &mut Map<String, Value>, field: &str) {
     let Some((key, default)) = key_with_default else {
         return;
     };
-    let property = object
-        .get_mut("properties")
-        .and_then(|properties| properties.get_mut(key));
+    let property = object.get_mut("properties").and_then(|properties| properties.get_mut(key));
     if let Some(Value::Object(property)) = property {
         property.insert("default".to_owned(), default);
         property.remove("nullable");
@@ -149,16 +135,7 @@ fn add_defaults(object: &mut Map<String, Value>, field: &str) {
 /// A quantity and a port are written alike; only the field tells them apart.
 fn is_quantity(object: &Map<String, Value>, field: &str) -> bool {
     let either = object.get("x-kubernetes-int-or-string") == Some(&json!(true));
-    either
-        && [
-            "limits",
-            "requests",
-            "overhead",
-            "sizeLimit",
-            "divisor",
-            "capacity",
-        ]
-        .contains(&field)
+    either && ["limits", "requests", "overhead", "sizeLimit", "divisor", "capacity"].contains(&field)
 }
 
 fn quantity() -> Value {

@@ -118,10 +118,7 @@ const fn five() -> u32 {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self {
-            max_attempts: five(),
-            backoff: Backoff::default(),
-        }
+        Self { max_attempts: five(), backoff: Backoff::default() }
     }
 }
 
@@ -161,12 +158,7 @@ fn minutes_5() -> Duration {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self {
-            initial: second(),
-            multiplier: two(),
-            max: minutes_5(),
-            jitter_percent: ten(),
-        }
+        Self { initial: second(), multiplier: two(), max: minutes_5(), jitter_percent: ten() }
     }
 }
 
@@ -194,10 +186,7 @@ fn weeks_2() -> Duration {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self {
-            completed: hour(),
-            dead: weeks_2(),
-        }
+        Self { completed: hour(), dead: weeks_2() }
     }
 }
 

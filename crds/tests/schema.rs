@@ -30,12 +30,7 @@ fn schema_of(kind: &str) -> &'static Value {
 fn walk<'a>(schema: &'a Value, path: &str, visit: &mut impl FnMut(&str, &'a Map<String, Value>)) {
     let Some(object) = schema.as_object() else { return };
     visit(path, object);
-    for (name, property) in object
-        .get("properties")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (name, property) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
         walk(property, &format!("{path}.{name}"), visit);
     }
     for (inner, mark) in [("items", "[]"), ("additionalProperties", "{}")] {
@@ -67,10 +62,7 @@ fn the_files_in_the_chart_are_what_the_types_say() {
     for definition in definitions() {
         let name = format!("{}.yaml", definition.spec.names.plural);
         let text = fs::read_to_string(folder.join(&name)).unwrap_or_default();
-        assert!(
-            text == yaml(&definition),
-            "{name} is not what crds/src says: run `make crds`"
-        );
+        assert!(text == yaml(&definition), "{name} is not what crds/src says: run `make crds`");
         wanted.push(name);
     }
     let mut files: Vec<_> = fs::read_dir(&folder)
@@ -89,19 +81,10 @@ fn group_and_version_are_those_of_the_constants() {
         assert_eq!(definition.spec.versions.len(), 1);
         assert_eq!(definition.spec.versions[0].name, VERSION);
         assert_eq!(definition.spec.scope, "Namespaced");
-        assert_eq!(
-            definition.spec.names.categories.as_deref(),
-            Some(&["longshore".to_owned()][..])
-        );
-        let status = definition.spec.versions[0]
-            .subresources
-            .as_ref()
-            .and_then(|these| these.status.as_ref());
-        assert!(
-            status.is_some(),
-            "{} has no status subresource",
-            definition.spec.names.kind
-        );
+        assert_eq!(definition.spec.names.categories.as_deref(), Some(&["longshore".to_owned()][..]));
+        let status =
+            definition.spec.versions[0].subresources.as_ref().and_then(|these| these.status.as_ref());
+        assert!(status.is_some(), "{} has no status subresource", definition.spec.names.kind);
     }
 }
 
@@ -109,11 +92,7 @@ fn group_and_version_are_those_of_the_constants() {
 fn definitions_are_small_enough_for_client_side_apply() {
     for definition in definitions() {
         let bytes = serde_json::to_vec(&definition).unwrap().len();
-        assert!(
-            bytes < MAX_BYTES,
-            "{} has {bytes} bytes",
-            definition.spec.names.kind
-        );
+        assert!(bytes < MAX_BYTES, "{} has {bytes} bytes", definition.spec.names.kind);
     }
 }
 
@@ -135,9 +114,7 @@ fn keys_of_merging_lists_are_required_or_have_a_default() {
         let keys = object.get("x-kubernetes-list-map-keys").and_then(Value::as_array);
         keys.into_iter().flatten().filter_map(Value::as_str).any(|key| {
             let item = &object["items"];
-            let required = item["required"]
-                .as_array()
-                .is_some_and(|all| all.contains(&json!(key)));
+            let required = item["required"].as_array().is_some_and(|all| all.contains(&json!(key)));
             let default = item["properties"][key].get("default").is_some();
             !required && !default
         })
@@ -163,20 +140,14 @@ fn templates_merge_like_those_of_deployments() {
         r#".spec.imagePullSecrets ["name"]"#,
         r#".spec.topologySpreadConstraints ["topologyKey","whenUnsatisfiable"]"#,
     ] {
-        assert!(
-            lists.iter().any(|list| list == wanted),
-            "{wanted} is not among {lists:#?}"
-        );
+        assert!(lists.iter().any(|list| list == wanted), "{wanted} is not among {lists:#?}");
     }
 }
 
 #[test]
 fn templates_carry_no_descriptions_and_everything_else_does() {
     let in_template = |path: &str| path.starts_with("Worker.spec.template.");
-    assert_eq!(
-        everywhere(|path, object| in_template(path) && object.contains_key("description")),
-        NOWHERE
-    );
+    assert_eq!(everywhere(|path, object| in_template(path) && object.contains_key("description")), NOWHERE);
     let paths = everywhere(|path, object| {
         let own = path.contains(".spec") || path.contains(".status");
         // Elements of lists are described where their type is; texts and numbers in lists have nothing to say.
@@ -188,13 +159,7 @@ fn templates_carry_no_descriptions_and_everything_else_does() {
 #[test]
 fn quantities_are_checked() {
     let paths = everywhere(|path, object| {
-        let quantity = [
-            ".limits{}",
-            ".requests{}",
-            ".sizeLimit",
-            ".divisor",
-            ".overhead{}",
-        ];
+        let quantity = [".limits{}", ".requests{}", ".sizeLimit", ".divisor", ".overhead{}"];
         quantity.iter().any(|field| path.ends_with(field))
             && !(object.contains_key("pattern") && object.contains_key("x-kubernetes-int-or-string"))
     });
@@ -208,10 +173,7 @@ fn nothing_keeps_a_null() {
 
 #[test]
 fn there_are_no_floats() {
-    assert_eq!(
-        everywhere(|_, object| object.get("type") == Some(&json!("number"))),
-        NOWHERE
-    );
+    assert_eq!(everywhere(|_, object| object.get("type") == Some(&json!("number"))), NOWHERE);
 }
 
 #[test]
@@ -221,10 +183,7 @@ fn enum_values_are_written_in_camel_case() {
         let camel = |text: &str| {
             text.starts_with(|first: char| first.is_ascii_uppercase()) && !text.contains(['-', '_'])
         };
-        let wrong = values
-            .into_iter()
-            .flatten()
-            .any(|value| !value.as_str().is_some_and(camel));
+        let wrong = values.into_iter().flatten().any(|value| !value.as_str().is_some_and(camel));
         wrong && !path.contains(".template.")
     });
     assert_eq!(paths, NOWHERE);
@@ -236,11 +195,10 @@ fn durations_share_one_pattern() {
     let paths = everywhere(|_, object| {
         let pattern = object.get("pattern").and_then(Value::as_str).unwrap_or_default();
         let rules = object.get("x-kubernetes-validations").and_then(Value::as_array);
-        let counts_time = rules.into_iter().flatten().any(|rule| {
-            rule["rule"]
-                .as_str()
-                .is_some_and(|rule| rule.contains("duration(self)"))
-        });
+        let counts_time = rules
+            .into_iter()
+            .flatten()
+            .any(|rule| rule["rule"].as_str().is_some_and(|rule| rule.contains("duration(self)")));
         let is_duration = counts_time || pattern.contains("ms|");
         durations += usize::from(is_duration);
         is_duration && (pattern != Duration::PATTERN || object.get("maxLength") != Some(&json!(24)))
@@ -253,10 +211,7 @@ fn durations_share_one_pattern() {
 fn every_rule_explains_itself() {
     let paths = everywhere(|_, object| {
         let rules = object.get("x-kubernetes-validations").and_then(Value::as_array);
-        rules
-            .into_iter()
-            .flatten()
-            .any(|rule| rule["message"].as_str().is_none_or(str::is_empty))
+        rules.into_iter().flatten().any(|rule| rule["message"].as_str().is_none_or(str::is_empty))
     });
     assert_eq!(paths, NOWHERE);
 }
@@ -274,9 +229,7 @@ fn with_defaults(schema: &Value, value: &mut Value) {
         }
     }
     if let (Some(items), Some(elements)) = (schema.get("items"), value.as_array_mut()) {
-        elements
-            .iter_mut()
-            .for_each(|element| with_defaults(items, element));
+        elements.iter_mut().for_each(|element| with_defaults(items, element));
     }
 }
 
@@ -289,16 +242,8 @@ fn defaults_agree<T: Serialize + DeserializeOwned>(kind: &str, least: &Value) {
     };
     let mut filled = least.clone();
     with_defaults(schema_of(kind), &mut filled);
-    assert_eq!(
-        read(least),
-        read(&filled),
-        "{kind}: serde and the schema fill in different defaults"
-    );
-    assert_eq!(
-        read(least),
-        filled,
-        "{kind}: serde fills in what the schema doesn't, or the reverse"
-    );
+    assert_eq!(read(least), read(&filled), "{kind}: serde and the schema fill in different defaults");
+    assert_eq!(read(least), filled, "{kind}: serde fills in what the schema doesn't, or the reverse");
 }
 
 #[test]
@@ -314,28 +259,17 @@ fn defaults_are_what_the_types_say() {
         json!({ "retention": {} }),
     ] {
         let mut spec = json!({ "brokerRef": { "name": "a" } });
-        spec.as_object_mut()
-            .unwrap()
-            .extend(inner.as_object().unwrap().clone());
+        spec.as_object_mut().unwrap().extend(inner.as_object().unwrap().clone());
         defaults_agree::<QueueSpec>("Queue", &spec);
     }
-    for scaling in [
-        json!({}),
-        json!({ "scaling": {} }),
-        json!({ "scaling": { "maxReplicas": 2 } }),
-    ] {
+    for scaling in [json!({}), json!({ "scaling": {} }), json!({ "scaling": { "maxReplicas": 2 } })] {
         let mut spec =
             json!({ "queues": [{ "name": "a" }], "handler": { "http": { "port": 1 } }, "template": pods });
-        spec.as_object_mut()
-            .unwrap()
-            .extend(scaling.as_object().unwrap().clone());
+        spec.as_object_mut().unwrap().extend(scaling.as_object().unwrap().clone());
         defaults_agree::<WorkerSpec>("Worker", &spec);
     }
     let steps = json!([{ "name": "a", "job": { "type": "a" } }, { "name": "b", "batch": { "jobs": [{ "type": "a" }] } }]);
-    defaults_agree::<WorkflowSpec>(
-        "Workflow",
-        &json!({ "queueRef": { "name": "a" }, "steps": steps }),
-    );
+    defaults_agree::<WorkflowSpec>("Workflow", &json!({ "queueRef": { "name": "a" }, "steps": steps }));
 }
 
 #[test]
@@ -344,10 +278,8 @@ fn defaults_satisfy_their_own_schema() {
         let Some(default) = object.get("default") else {
             return false;
         };
-        let allowed = object
-            .get("enum")
-            .and_then(Value::as_array)
-            .is_none_or(|values| values.contains(default));
+        let allowed =
+            object.get("enum").and_then(Value::as_array).is_none_or(|values| values.contains(default));
         let number = default.as_f64();
         let bound = |name: &str| object.get(name).and_then(Value::as_f64);
         let fits = number.is_none_or(|number| {

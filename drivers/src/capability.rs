@@ -38,10 +38,7 @@ pub struct Delay {
 /// The capabilities of one broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "a table of independent yes or no answers"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "a table of independent yes or no answers")]
 pub struct Capabilities {
     /// How long ids are remembered.
     pub id_memory: IdMemory,

@@ -106,16 +106,7 @@ impl<D: Driver + ?Sized> DriverExt for D {
     }
 
     async fn settle_one(&self, queue: &QueueName, receipt: &Receipt, settle: Settle) -> Result<()> {
-        only(
-            self.settle(
-                queue,
-                vec![Settlement {
-                    receipt: receipt.clone(),
-                    settle,
-                }],
-            )
-            .await?,
-        )?
+        only(self.settle(queue, vec![Settlement { receipt: receipt.clone(), settle }]).await?)?
     }
 
     async fn extend_one(&self, queue: &QueueName, receipt: &Receipt, lease: Duration) -> Result<Extension> {
@@ -127,9 +118,6 @@ fn only<T>(answers: Vec<T>) -> Result<T> {
     let mut answers = answers.into_iter();
     match (answers.next(), answers.next()) {
         (Some(answer), None) => Ok(answer),
-        _ => Err(Error::new(
-            crate::ErrorKind::Fatal,
-            "the broker answered one item with none or several",
-        )),
+        _ => Err(Error::new(crate::ErrorKind::Fatal, "the broker answered one item with none or several")),
     }
 }

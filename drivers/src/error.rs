@@ -41,10 +41,7 @@ pub enum ErrorKind {
 impl ErrorKind {
     /// Whether the same call may succeed later without anybody changing anything.
     pub const fn is_transient(self) -> bool {
-        matches!(
-            self,
-            Self::Unavailable | Self::Timeout | Self::Ambiguous | Self::Full
-        )
+        matches!(self, Self::Unavailable | Self::Timeout | Self::Ambiguous | Self::Full)
     }
 }
 
@@ -67,10 +64,7 @@ pub struct Error {
 impl Error {
     /// An error of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+        Self { kind, message: message.into() }
     }
 
     /// The request makes no sense.
@@ -80,18 +74,12 @@ impl Error {
 
     /// The receipt lost its lease.
     pub fn stale(receipt: &crate::Receipt) -> Self {
-        Self::new(
-            ErrorKind::StaleReceipt,
-            format!("receipt {receipt} no longer holds the job's lease"),
-        )
+        Self::new(ErrorKind::StaleReceipt, format!("receipt {receipt} no longer holds the job's lease"))
     }
 
     /// No such queue was declared.
     pub fn no_queue(queue: &crate::QueueName) -> Self {
-        Self::new(
-            ErrorKind::NotFound,
-            format!("queue {queue} was never declared on this broker"),
-        )
+        Self::new(ErrorKind::NotFound, format!("queue {queue} was never declared on this broker"))
     }
 
     /// The broker is closing or gone.

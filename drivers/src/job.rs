@@ -79,10 +79,7 @@ pub(crate) const JSON: &str = "application/json";
 impl Payload {
     /// `bytes` as JSON.
     pub fn json(bytes: impl Into<Bytes>) -> Self {
-        Self {
-            content_type: JSON.to_owned(),
-            bytes: bytes.into(),
-        }
+        Self { content_type: JSON.to_owned(), bytes: bytes.into() }
     }
 
     /// How many bytes it holds.
@@ -112,11 +109,7 @@ impl From<Payload> for WirePayload {
         let is_json = payload.content_type == JSON;
         let content_type = (!is_json).then_some(payload.content_type);
         if payload.bytes.is_empty() {
-            return Self {
-                content_type,
-                json: None,
-                base64: None,
-            };
+            return Self { content_type, json: None, base64: None };
         }
         // A raw value keeps its bytes, but not white space around it, and an optional one reads `null` as absent: then
         // base64 has to carry them.
@@ -128,17 +121,9 @@ impl From<Payload> for WirePayload {
             && let Ok(text) = std::str::from_utf8(&payload.bytes)
             && let Ok(raw) = serde_json::from_str::<Box<RawValue>>(text)
         {
-            return Self {
-                content_type,
-                json: Some(raw),
-                base64: None,
-            };
+            return Self { content_type, json: Some(raw), base64: None };
         }
-        Self {
-            content_type,
-            json: None,
-            base64: Some(STANDARD.encode(&payload.bytes)),
-        }
+        Self { content_type, json: None, base64: Some(STANDARD.encode(&payload.bytes)) }
     }
 }
 
@@ -157,10 +142,7 @@ impl TryFrom<WirePayload> for Payload {
                 return Err(Error::invalid("a payload has either json or base64, not both"));
             }
         };
-        Ok(Self {
-            content_type: wire.content_type.unwrap_or_else(|| JSON.to_owned()),
-            bytes,
-        })
+        Ok(Self { content_type: wire.content_type.unwrap_or_else(|| JSON.to_owned()), bytes })
     }
 }
 
@@ -215,11 +197,7 @@ pub struct NewJob {
 impl NewJob {
     /// A job of `job_type` that carries `payload`.
     pub fn new(job_type: impl Into<String>, payload: Payload) -> Self {
-        Self {
-            job_type: job_type.into(),
-            payload,
-            ..Self::default()
-        }
+        Self { job_type: job_type.into(), payload, ..Self::default() }
     }
 
     /// The same job under `id`.
@@ -237,10 +215,7 @@ impl NewJob {
     /// The same job, telling `notify` when it leaves the broker.
     #[must_use]
     pub fn with_notify(self, notify: Notify) -> Self {
-        Self {
-            notify: Some(notify),
-            ..self
-        }
+        Self { notify: Some(notify), ..self }
     }
 
     /// Checks sizes and alphabets; every backend calls it before anything else.
@@ -259,18 +234,11 @@ impl NewJob {
             )));
         }
         check_payload("payload", &self.payload, limits.max_payload)?;
-        let header_bytes: usize = self
-            .headers
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
+        let header_bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         if header_bytes > Limits::HEADERS {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                format!(
-                    "a job's headers take {header_bytes} bytes, the limit is {}",
-                    Limits::HEADERS
-                ),
+                format!("a job's headers take {header_bytes} bytes, the limit is {}", Limits::HEADERS),
             ));
         }
         for (name, value) in &self.headers {
@@ -300,9 +268,7 @@ pub(crate) fn check_payload(what: &str, payload: &Payload, limit: usize) -> Resu
     }
     let media_type = &payload.content_type;
     if media_type.len() > Limits::CONTENT_TYPE || http::HeaderValue::from_str(media_type).is_err() {
-        return Err(Error::invalid(format!(
-            "the {what}'s content type is no media type"
-        )));
+        return Err(Error::invalid(format!("the {what}'s content type is no media type")));
     }
     Ok(())
 }
@@ -416,16 +382,10 @@ impl Failure {
     pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > Limits::MESSAGE {
-            let end = (0..=Limits::MESSAGE)
-                .rev()
-                .find(|&at| message.is_char_boundary(at))
-                .unwrap_or(0);
+            let end = (0..=Limits::MESSAGE).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
             message.truncate(end);
         }
-        Self {
-            reason: reason.into(),
-            message,
-        }
+        Self { reason: reason.into(), message }
     }
 }
 
@@ -634,10 +594,7 @@ mod tests {
             let payload = Payload::json(Bytes::copy_from_slice(bytes));
             assert_eq!(round_trip(&payload).1, payload, "{bytes:?}");
         }
-        let image = Payload {
-            content_type: "image/png".into(),
-            bytes: Bytes::from_static(b"{}"),
-        };
+        let image = Payload { content_type: "image/png".into(), bytes: Bytes::from_static(b"{}") };
         assert_eq!(round_trip(&image).1, image);
     }
 

@@ -33,9 +33,6 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_payload: 1024 * 1024,
-            max_result: 1024 * 1024,
-        }
+        Self { max_payload: 1024 * 1024, max_result: 1024 * 1024 }
     }
 }

@@ -126,17 +126,9 @@ impl RetryPolicy {
     /// Jitter only lengthens a delay (up to `max`), so that a retry is never early.
     pub fn delay_after(&self, attempt: u32, dice: u64) -> Duration {
         let factor = u128::from(self.multiplier.max(1)).saturating_pow(attempt.saturating_sub(1));
-        let base = self
-            .initial
-            .as_millis()
-            .saturating_mul(factor)
-            .min(self.max.as_millis());
+        let base = self.initial.as_millis().saturating_mul(factor).min(self.max.as_millis());
         let spread = base.saturating_mul(u128::from(self.jitter_percent.min(100))) / 100;
-        let jitter = if spread == 0 {
-            0
-        } else {
-            u128::from(dice) % (spread + 1)
-        };
+        let jitter = if spread == 0 { 0 } else { u128::from(dice) % (spread + 1) };
         let total = base.saturating_add(jitter).min(self.max.as_millis());
         Duration::from_millis(u64::try_from(total).unwrap_or(u64::MAX))
     }
@@ -156,9 +148,7 @@ mod tests {
 
     #[test]
     fn backoff_grows_monotonically_up_to_its_maximum() {
-        let delays: Vec<_> = (1..=12)
-            .map(|attempt| POLICY.delay_after(attempt, 0).as_secs())
-            .collect();
+        let delays: Vec<_> = (1..=12).map(|attempt| POLICY.delay_after(attempt, 0).as_secs()).collect();
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
         assert_eq!(POLICY.delay_after(u32::MAX, u64::MAX), POLICY.max);
     }

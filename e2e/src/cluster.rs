@@ -57,23 +57,12 @@ impl Cluster {
         };
         let file = Kubeconfig::read_from(&kubeconfig)
             .context("failed to read the kubeconfig; is the cluster up?")?;
-        let options = KubeConfigOptions {
-            context: context.clone(),
-            ..KubeConfigOptions::default()
-        };
+        let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
         let mut config = Config::from_custom_kubeconfig(file, &options).await?;
         config.default_retry = false;
         let client = Client::try_from(config)?;
-        client
-            .apiserver_version()
-            .await
-            .context("the API server does not answer")?;
-        Ok(Self {
-            place,
-            client,
-            kubeconfig,
-            context,
-        })
+        client.apiserver_version().await.context("the API server does not answer")?;
+        Ok(Self { place, client, kubeconfig, context })
     }
 
     /// Runs kubectl and gives what it prints.
@@ -102,11 +91,7 @@ impl Cluster {
 
     async fn run(&self, program: &str, arguments: &[&str], input: Option<&str>) -> Result<String> {
         use tokio::io::AsyncWriteExt;
-        let context_flag = if program == "helm" {
-            "--kube-context"
-        } else {
-            "--context"
-        };
+        let context_flag = if program == "helm" { "--kube-context" } else { "--context" };
         let mut command = match self.place {
             Place::Local => {
                 let mut command = Command::new(root().join("e2e/cluster/cluster"));
@@ -119,37 +104,20 @@ impl Cluster {
         if let (Place::Elsewhere, Some(context)) = (self.place, &self.context) {
             command.args([context_flag, context]);
         }
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("failed to start {program}"))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().with_context(|| format!("failed to start {program}"))?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(input.unwrap_or_default().as_bytes()).await?;
         }
         let output = child.wait_with_output().await?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "{program} {} failed: {}",
-            arguments.join(" "),
-            said.trim()
-        );
+        ensure!(output.status.success(), "{program} {} failed: {}", arguments.join(" "), said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
 async fn local_kubeconfig() -> Result<PathBuf> {
-    let output = Command::new(root().join("e2e/cluster/cluster"))
-        .arg("kubeconfig")
-        .output()
-        .await?;
-    ensure!(
-        output.status.success(),
-        "there is no local cluster: run `make cluster`"
-    );
+    let output = Command::new(root().join("e2e/cluster/cluster")).arg("kubeconfig").output().await?;
+    ensure!(output.status.success(), "there is no local cluster: run `make cluster`");
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }

@@ -10,20 +10,16 @@ use std::fs;
 /// When there is no such process on this machine.
 pub fn signal(pod: &Pod, container: &str, signal: &str) -> Result<()> {
     let pid = process(pod, container)?;
-    let status = std::process::Command::new("kill")
-        .args([&format!("-{signal}"), &pid.to_string()])
-        .status()?;
+    let status =
+        std::process::Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status()?;
     ensure!(status.success(), "kill -{signal} {pid} failed");
     Ok(())
 }
 
 fn process(pod: &Pod, container: &str) -> Result<u32> {
     let status = pod.status.as_ref().context("pod without status")?;
-    let statuses = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .chain(status.init_container_statuses.iter().flatten());
+    let statuses =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     let id = statuses
         .filter(|status| status.name == container)
         .find_map(|status| status.container_id.as_deref())

@@ -47,9 +47,7 @@ impl Ledger {
         let lines = text.lines().filter(|line| !line.is_empty());
         let entries =
             lines.map(|line| serde_json::from_str(line).with_context(|| format!("ledger line {line:?}")));
-        Ok(Self {
-            entries: entries.collect::<Result<_>>()?,
-        })
+        Ok(Self { entries: entries.collect::<Result<_>>()? })
     }
 
     /// Entries of `event`.
@@ -59,17 +57,12 @@ impl Ledger {
 
     /// The jobs of `job_type` that were started, each once.
     pub fn started(&self, job_type: &str) -> BTreeSet<&str> {
-        self.of("start")
-            .filter(|entry| entry.job_type == job_type)
-            .map(|entry| entry.id.as_str())
-            .collect()
+        self.of("start").filter(|entry| entry.job_type == job_type).map(|entry| entry.id.as_str()).collect()
     }
 
     /// How often a job of `job_type` was started.
     pub fn starts(&self, job_type: &str) -> usize {
-        self.of("start")
-            .filter(|entry| entry.job_type == job_type)
-            .count()
+        self.of("start").filter(|entry| entry.job_type == job_type).count()
     }
 
     /// How often a job of `job_type` ended with a status below 300.
@@ -89,15 +82,8 @@ impl Ledger {
             *runs.entry(&entry.id).or_default() += 1;
         }
         let repeated: Vec<_> = runs.iter().filter(|(_, times)| **times > 1).collect();
-        ensure!(
-            repeated.is_empty(),
-            "jobs of type {job_type} that ran more than once: {repeated:?}"
-        );
-        ensure!(
-            runs.len() == count,
-            "{} jobs of type {job_type} ran, not {count}",
-            runs.len()
-        );
+        ensure!(repeated.is_empty(), "jobs of type {job_type} that ran more than once: {repeated:?}");
+        ensure!(runs.len() == count, "{} jobs of type {job_type} ran, not {count}", runs.len());
         Ok(())
     }
 

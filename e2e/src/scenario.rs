@@ -24,9 +24,7 @@ pub struct Scenario {
 
 impl Debug for Scenario {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Scenario")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        out.debug_struct("Scenario").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -53,9 +51,7 @@ impl World {
     /// # Errors
     /// When kubectl fails.
     pub async fn apply(&self, manifests: &str) -> Result<String> {
-        self.cluster
-            .kubectl_with(&["apply", "-n", &self.namespace, "-f", "-"], manifests)
-            .await
+        self.cluster.kubectl_with(&["apply", "-n", &self.namespace, "-f", "-"], manifests).await
     }
 
     /// The object named `name`.
@@ -74,11 +70,7 @@ impl World {
     /// # Errors
     /// When they can't be listed.
     pub async fn pods(&self, labels: &str) -> Result<Vec<Pod>> {
-        Ok(self
-            .api::<Pod>()
-            .list(&ListParams::default().labels(labels))
-            .await?
-            .items)
+        Ok(self.api::<Pod>().list(&ListParams::default().labels(labels)).await?.items)
     }
 
     /// Pods of the Worker `name`.
@@ -96,12 +88,7 @@ impl World {
     pub async fn ledger(&self) -> Result<Ledger> {
         let path = format!("/api/v1/namespaces/{}/pods/ledger:8080/proxy/", self.namespace);
         let request = http_get(&path)?;
-        let text = self
-            .cluster
-            .client
-            .request_text(request)
-            .await
-            .context("failed to read the ledger")?;
+        let text = self.cluster.client.request_text(request).await.context("failed to read the ledger")?;
         Ledger::parse(&text)
     }
 
@@ -128,20 +115,11 @@ impl World {
     /// # Errors
     /// When it ends otherwise or not in time.
     pub async fn workflow_ends(&self, name: &str, phase: WorkflowPhase, limit: Duration) -> Result<Workflow> {
-        let over = [
-            WorkflowPhase::Succeeded,
-            WorkflowPhase::Failed,
-            WorkflowPhase::Cancelled,
-        ];
+        let over = [WorkflowPhase::Succeeded, WorkflowPhase::Failed, WorkflowPhase::Cancelled];
         let workflow: Workflow = eventually(&format!("Workflow {name} to end"), limit, || async {
             let workflow: Workflow = self.get(name).await?;
             let status = workflow.status.clone().unwrap_or_default();
-            ensure!(
-                over.contains(&status.phase),
-                "it is {:?} at {}",
-                status.phase,
-                status.progress
-            );
+            ensure!(over.contains(&status.phase), "it is {:?} at {}", status.phase, status.progress);
             Ok(workflow)
         })
         .await?;
@@ -163,11 +141,7 @@ impl World {
         eventually(&format!("Worker {name} to have {count} pods"), limit, || async {
             let pods = self.worker_pods(name).await?;
             let ready = pods.iter().filter(|pod| is_ready(pod)).count();
-            ensure!(
-                pods.len() == count && ready == count,
-                "{} pods, {ready} ready",
-                pods.len()
-            );
+            ensure!(pods.len() == count && ready == count, "{} pods, {ready} ready", pods.len());
             Ok(pods)
         })
         .await
@@ -176,13 +150,9 @@ impl World {
 
 /// Whether `pod` is ready and stays.
 pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions
-        .into_iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready =
+        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     ready && pod.meta().deletion_timestamp.is_none() && !pod.name_any().is_empty()
 }
 

@@ -22,10 +22,8 @@ fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     let runtime = Arc::new(Runtime::new()?);
     if arguments.list {
-        let trials = scenarios::all()
-            .into_iter()
-            .map(|scenario| Trial::test(scenario.name, || Ok(())))
-            .collect();
+        let trials =
+            scenarios::all().into_iter().map(|scenario| Trial::test(scenario.name, || Ok(()))).collect();
         return Ok(libtest_mimic::run(&arguments, trials).exit_code());
     }
     let cluster = runtime.block_on(Cluster::connect())?;
@@ -45,40 +43,25 @@ fn main() -> Result<ExitCode> {
         first.num_passed + second.num_passed,
         first.num_failed + second.num_failed
     );
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn trial(scenario: Scenario, cluster: Cluster, runtime: Arc<Runtime>) -> Trial {
     // What needs the host can't run elsewhere; it is reported as not run.
     let unavailable = scenario.needs_host && cluster.place == Place::Elsewhere;
-    let run = move || {
-        runtime
-            .block_on(run(scenario, cluster))
-            .map_err(|error| Failed::from(format!("{error:#}")))
-    };
+    let run =
+        move || runtime.block_on(run(scenario, cluster)).map_err(|error| Failed::from(format!("{error:#}")));
     Trial::test(scenario.name, run).with_ignored_flag(unavailable)
 }
 
 async fn run(scenario: Scenario, cluster: Cluster) -> Result<()> {
     let namespace = format!(
         "e2e-{}-{:x}",
-        scenario
-            .name
-            .replace('_', "-")
-            .chars()
-            .take(40)
-            .collect::<String>(),
+        scenario.name.replace('_', "-").chars().take(40).collect::<String>(),
         std::process::id()
     );
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
-    let labels = [(
-        "pod-security.kubernetes.io/enforce".to_owned(),
-        "restricted".to_owned(),
-    )];
+    let labels = [("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned())];
     let object = Namespace {
         metadata: ObjectMeta {
             name: Some(namespace.clone()),
@@ -87,23 +70,12 @@ async fn run(scenario: Scenario, cluster: Cluster) -> Result<()> {
         },
         ..Namespace::default()
     };
-    namespaces
-        .create(&PostParams::default(), &object)
-        .await
-        .context("failed to create a namespace")?;
-    let world = World {
-        cluster: cluster.clone(),
-        namespace: namespace.clone(),
-    };
+    namespaces.create(&PostParams::default(), &object).await.context("failed to create a namespace")?;
+    let world = World { cluster: cluster.clone(), namespace: namespace.clone() };
     let outcome = tokio::time::timeout(LIMIT, (scenario.run)(world)).await;
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it took longer than {LIMIT:?}")));
     if outcome.is_err() {
-        eprintln!(
-            "{}: {:?}\n{}",
-            scenario.name,
-            outcome,
-            dump::dump(&cluster, &namespace).await
-        );
+        eprintln!("{}: {:?}\n{}", scenario.name, outcome, dump::dump(&cluster, &namespace).await);
     }
     if std::env::var_os("E2E_KEEP").is_none() {
         namespaces.delete(&namespace, &DeleteParams::default()).await?;

@@ -18,10 +18,7 @@ pub(crate) async fn apply<K>(client: &Client, namespace: &str, child: &Value) ->
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
 {
-    let name = child
-        .pointer("/metadata/name")
-        .and_then(Value::as_str)
-        .ok_or(Error::Incomplete("name"))?;
+    let name = child.pointer("/metadata/name").and_then(Value::as_str).ok_or(Error::Incomplete("name"))?;
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(name, &parameters, &Patch::Apply(child))
@@ -41,26 +38,18 @@ where
     let namespace = object.namespace().ok_or(Error::Incomplete("namespace"))?;
     let name = object.name_any();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    match api
-        .replace_status(&name, &kube::api::PostParams::default(), object)
-        .await
-    {
+    match api.replace_status(&name, &kube::api::PostParams::default(), object).await {
         Ok(stored) => Ok(Some(stored)),
         Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => Ok(None),
-        Err(error) => Err(Error::api(format!(
-            "write the status of {} {name:?}",
-            K::kind(&())
-        ))(error)),
+        Err(error) => Err(Error::api(format!("write the status of {} {name:?}", K::kind(&())))(error)),
     }
 }
 
 /// The owner reference of `owner` for its children.
 pub(crate) fn owner<K: Resource<DynamicType = ()>>(owner: &K) -> Result<Value> {
     let reference = owner.controller_owner_ref(&()).ok_or(Error::Incomplete("uid"))?;
-    serde_json::to_value(reference).map_err(|source| Error::Encode {
-        what: "owner reference".to_owned(),
-        source,
-    })
+    serde_json::to_value(reference)
+        .map_err(|source| Error::Encode { what: "owner reference".to_owned(), source })
 }
 
 /// A name made of `name` and `suffix` that fits `limit`: cut and made unique by a hash where it would not.

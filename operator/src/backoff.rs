@@ -14,10 +14,7 @@ impl Backoff {
 
     /// Counts a failure of `key` and tells how long to wait.
     pub(crate) fn failed(&self, key: &str) -> Duration {
-        let mut failures = self
-            .failures
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut failures = self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let count = failures.entry(key.to_owned()).or_insert(0);
         *count = count.saturating_add(1);
         delay(*count)
@@ -25,10 +22,7 @@ impl Backoff {
 
     /// Forgets the failures of `key`.
     pub(crate) fn succeeded(&self, key: &str) {
-        self.failures
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .remove(key);
+        self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(key);
     }
 }
 
@@ -45,10 +39,7 @@ mod tests {
     fn delays_double_up_to_a_minute_and_start_anew_after_a_success() {
         let backoff = Backoff::default();
         let millis: Vec<_> = (0..10).map(|_| backoff.failed("a").as_millis()).collect();
-        assert_eq!(
-            millis,
-            [250, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]
-        );
+        assert_eq!(millis, [250, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
         backoff.succeeded("a");
         assert_eq!(backoff.failed("a"), Backoff::FIRST);
     }

@@ -68,14 +68,9 @@ pub(crate) struct Settings {
 pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn"));
     tracing_subscriber::fmt().json().with_env_filter(filter).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match cli.command {
         Command::Run(settings) => runtime.block_on(run::run(settings)),
-        Command::Cleanup(scope) => runtime
-            .block_on(cleanup::cleanup(&scope))
-            .map(|()| ExitCode::SUCCESS),
+        Command::Cleanup(scope) => runtime.block_on(cleanup::cleanup(&scope)).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -31,10 +31,7 @@ pub(crate) struct Connections {
 
 impl Default for Connections {
     fn default() -> Self {
-        Self {
-            open: Mutex::default(),
-            changes: watch::channel(0).0,
-        }
+        Self { open: Mutex::default(), changes: watch::channel(0).0 }
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) struct Context {
 
 impl Context {
     /// The wall clock; read here and nowhere else.
+    #[expect(clippy::unused_self, reason = "a context is where a test can put another clock")]
     pub(crate) fn now(&self) -> Timestamp {
         Timestamp::now()
     }
@@ -51,20 +52,14 @@ pub(crate) enum Scope {
 impl Scope {
     /// The scopes that `namespaces` mean.
     pub(crate) fn of(namespaces: &[String]) -> Vec<Self> {
-        let mut names: Vec<_> = namespaces
-            .iter()
-            .map(|name| name.trim())
-            .filter(|name| !name.is_empty())
-            .collect();
+        let mut names: Vec<_> =
+            namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
         names.sort_unstable();
         names.dedup();
         if names.is_empty() {
             return vec![Self::Cluster];
         }
-        names
-            .into_iter()
-            .map(|name| Self::Namespace(name.to_owned()))
-            .collect()
+        names.into_iter().map(|name| Self::Namespace(name.to_owned())).collect()
     }
 
     /// The API of `K` in this scope.
@@ -88,9 +83,6 @@ mod tests {
         assert_eq!(Scope::of(&[]), [Scope::Cluster]);
         assert_eq!(Scope::of(&[String::new()]), [Scope::Cluster]);
         let twice = ["b".to_owned(), " a".to_owned(), "b".to_owned()];
-        assert_eq!(
-            Scope::of(&twice),
-            [Scope::Namespace("a".to_owned()), Scope::Namespace("b".to_owned())]
-        );
+        assert_eq!(Scope::of(&twice), [Scope::Namespace("a".to_owned()), Scope::Namespace("b".to_owned())]);
     }
 }

@@ -46,10 +46,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn api(action: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let action = action.into();
-        |source| Self::Api {
-            action,
-            source: Box::new(source),
-        }
+        |source| Self::Api { action, source: Box::new(source) }
     }
 
     pub(crate) fn broker(action: impl Into<String>) -> impl FnOnce(longshore_drivers::Error) -> Self {
@@ -62,6 +59,9 @@ impl Error {
         match self {
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) if status.is_conflict() => "Conflict",
+                kube::Error::Api(status) if status.message.contains("being terminated") => {
+                    "NamespaceTerminating"
+                }
                 kube::Error::Api(status) if status.is_forbidden() => "Forbidden",
                 kube::Error::Api(status) if status.code == 422 => "Refused",
                 kube::Error::Api(_) => "ApiError",

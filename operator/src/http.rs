@@ -82,14 +82,10 @@ pub(crate) async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("failed to listen on {address}"))?;
-    let listener = Bounded {
-        listener,
-        places: Arc::new(Semaphore::new(CONNECTIONS)),
-        next_request: NEXT_REQUEST,
-    };
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))?;
+    let listener =
+        Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)), next_request: NEXT_REQUEST };
     serve_on(listener, routes(metrics, readiness), stop).await
 }
 
@@ -114,11 +110,7 @@ fn routes(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
 
 async fn ready_now(State(readiness): State<Readiness>) -> (StatusCode, String) {
     let (ready, text) = readiness.report();
-    let code = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, text)
 }
 
@@ -164,12 +156,7 @@ struct Timed {
 
 impl Timed {
     fn new(stream: TcpStream, next_request: Duration, place: OwnedSemaphorePermit) -> Self {
-        Self {
-            stream,
-            next_request,
-            timer: Box::pin(tokio::time::sleep(next_request)),
-            _place: place,
-        }
+        Self { stream, next_request, timer: Box::pin(tokio::time::sleep(next_request)), _place: place }
     }
 
     fn answered(&mut self) {
@@ -225,11 +212,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (readiness, stop) = (Readiness::default(), CancellationToken::new());
         let app = routes(Arc::default(), readiness.clone());
-        let listener = Bounded {
-            listener,
-            places: Arc::new(Semaphore::new(places)),
-            next_request,
-        };
+        let listener = Bounded { listener, places: Arc::new(Semaphore::new(places)), next_request };
         tokio::spawn(serve_on(listener, app, stop.clone()));
         (address, readiness, stop)
     }
@@ -279,9 +262,8 @@ mod tests {
         let slow = TcpStream::connect(address).await.unwrap();
         slow.writable().await.unwrap();
         slow.try_write(b"GET /healthz HTT").unwrap();
-        let closed = tokio::time::timeout(Duration::from_secs(5), async {
-            (rest(&silent).await, rest(&slow).await)
-        });
+        let closed =
+            tokio::time::timeout(Duration::from_secs(5), async { (rest(&silent).await, rest(&slow).await) });
         assert!(closed.await.is_ok());
     }
 

@@ -68,27 +68,20 @@ struct Validity {
 
 impl Default for Validity {
     fn default() -> Self {
-        Self {
-            base: Instant::now(),
-            until: AtomicU64::new(0),
-        }
+        Self { base: Instant::now(), until: AtomicU64::new(0) }
     }
 }
 
 impl Validity {
     fn covers(&self, now: Instant) -> bool {
         // Rounded up, as `extend` rounds down: in doubt, not leading.
-        let past = now
-            .saturating_duration_since(self.base)
-            .as_nanos()
-            .div_ceil(1_000_000);
+        let past = now.saturating_duration_since(self.base).as_nanos().div_ceil(1_000_000);
         past < u128::from(self.until.load(Ordering::SeqCst))
     }
 
     fn extend(&self, until: Instant) {
         let until = until.saturating_duration_since(self.base).as_millis();
-        self.until
-            .store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     fn end(&self) {
@@ -235,11 +228,19 @@ impl Election {
         let now = Instant::now();
         match self.decide(now) {
             Decision::Acquire => self.take(now).await.map(|()| None),
+            Decision::WaitUntil(_) if self.left_by_this_pod() => self.take(now).await.map(|()| None),
             Decision::Renew => self.renew(now, REQUEST).await.map(|()| None),
             Decision::WaitUntil(due) => Ok(Some(due)),
             // Only who leads is told so.
             Decision::StepDown => Err(Failure::Changed),
         }
+    }
+
+    /// Whether the lease was left by the process that ran in this pod before. The kubelet starts a container again only
+    /// after the one before it ended, and no two pods have one name: whatever holds the lease under it is dead.
+    fn left_by_this_pod(&self) -> bool {
+        let holder = self.observed.as_ref().and_then(|seen| seen.record.term.as_ref()).map(|term| &term.holder);
+        self.term.is_none() && self.last_renew.is_none() && holder == Some(&self.identity)
     }
 
     async fn renew_until_lost(&mut self) {
@@ -253,6 +254,9 @@ impl Election {
                         let changed = matches!(failure, Failure::Changed);
                         let error = anyhow::Error::from(failure);
                         tracing::warn!(lease = %self.name, error = format!("{error:#}"), "the lease was not renewed");
+                        if self.decide(Instant::now()) == Decision::StepDown {
+                            return;
+                        }
                         let pause = if changed { CHANGED } else { self.config.retry };
                         tokio::time::sleep_until(deadline.min(now + pause).into()).await;
                     }
@@ -276,13 +280,7 @@ impl Election {
     }
 
     fn decide(&self, now: Instant) -> Decision {
-        decide(
-            self.term.as_ref(),
-            self.observed.as_ref(),
-            self.last_renew,
-            now,
-            &self.config,
-        )
+        decide(self.term.as_ref(), self.observed.as_ref(), self.last_renew, now, &self.config)
     }
 
     async fn look(&mut self, budget: Duration) -> Result<(), Failure> {
@@ -294,9 +292,7 @@ impl Election {
     fn saw(&mut self, lease: Option<Lease>) {
         let now = Instant::now();
         let previous = self.observed.take();
-        self.observed = lease
-            .as_ref()
-            .map(|lease| Observed::next(previous, Record::of(&spec(lease)), now));
+        self.observed = lease.as_ref().map(|lease| Observed::next(previous, Record::of(&spec(lease)), now));
         self.lease = lease;
     }
 
@@ -346,17 +342,9 @@ impl Election {
 
     /// Writes `spec` unless anybody wrote since `lease` was read: its resourceVersion goes along.
     async fn replace(&self, lease: Lease, spec: LeaseSpec, budget: Duration) -> Result<Lease, Failure> {
-        let next = Lease {
-            spec: Some(spec),
-            ..lease
-        };
+        let next = Lease { spec: Some(spec), ..lease };
         let parameters = PostParams::default();
-        request(
-            "write the lease",
-            budget,
-            self.api.replace(&self.name, &parameters, &next),
-        )
-        .await
+        request("write the lease", budget, self.api.replace(&self.name, &parameters, &next)).await
     }
 
     /// Clears the holder if that is this process.
@@ -414,25 +402,16 @@ async fn request<T>(
     future: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, Failure> {
     let Ok(answer) = tokio::time::timeout(budget, future).await else {
-        return Err(Failure::Unanswered {
-            action,
-            after: budget,
-        });
+        return Err(Failure::Unanswered { action, after: budget });
     };
     answer.map_err(|error| match &error {
-        kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => Failure::Changed,
-        // Reading tolerates this, so it was a write: to a lease that was deleted, or into a namespace that isn't there.
-        kube::Error::Api(status) if status.is_not_found() && action == "write the lease" => Failure::Changed,
+        kube::Error::Api(status) if status.code == 409 => Failure::Changed,
+        // It was deleted. Where reading and creating find nothing, the namespace is missing, and waiting may not help.
+        kube::Error::Api(status) if status.code == 404 && action == "write the lease" => Failure::Changed,
         kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
-            Failure::Refused {
-                action,
-                source: Box::new(error),
-            }
+            Failure::Refused { action, source: Box::new(error) }
         }
-        _ => Failure::Unreachable {
-            action,
-            source: Box::new(error),
-        },
+        _ => Failure::Unreachable { action, source: Box::new(error) },
     })
 }
 
@@ -474,8 +453,8 @@ mod tests {
                 .with_state(self.clone());
             let mut election = Election::new(Client::new(app, "ns"), "ns", "lease", identity);
             election.config = Config {
-                duration: Duration::from_millis(1_000),
-                renew_deadline: Duration::from_millis(600),
+                duration: Duration::from_millis(2_000),
+                renew_deadline: Duration::from_millis(1_400),
                 retry: Duration::from_millis(100),
             };
             election
@@ -523,10 +502,7 @@ mod tests {
         let mut lease: Lease = serde_json::from_str(&body).unwrap();
         let mute = {
             let mut stored = server.0.lock().unwrap();
-            let found = stored
-                .lease
-                .as_ref()
-                .map(|lease| lease.metadata.resource_version.clone());
+            let found = stored.lease.as_ref().map(|lease| lease.metadata.resource_version.clone());
             if found.unwrap_or_default() != lease.metadata.resource_version {
                 return status(409, "Conflict");
             }
@@ -551,16 +527,8 @@ mod tests {
         let taken = Instant::now();
         let next = server.election("second").acquire(&stop).await;
         assert!(!stopped.is_leader());
-        assert!(
-            taken.elapsed() >= Duration::from_millis(950),
-            "{:?}",
-            taken.elapsed()
-        );
-        assert!(
-            taken.elapsed() < Duration::from_millis(2_000),
-            "{:?}",
-            taken.elapsed()
-        );
+        assert!(taken.elapsed() >= Duration::from_millis(1_950), "{:?}", taken.elapsed());
+        assert!(taken.elapsed() < Duration::from_secs(10), "{:?}", taken.elapsed());
         // The election that made it was dropped: nobody holds it.
         assert!(!next.unwrap().is_leader());
         assert_eq!(server.spec().holder_identity.as_deref(), Some("second"));
@@ -586,7 +554,7 @@ mod tests {
             async move { second.acquire(&enough).await.map(|leads| leads.is_leader()) }
         });
         let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(1_500) {
+        while start.elapsed() < Duration::from_millis(2_500) {
             assert!(leads.is_leader());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -610,7 +578,7 @@ mod tests {
         let start = Instant::now();
         let mut second = server.election("second");
         assert!(second.acquire(&stop).await.unwrap().is_leader());
-        assert!(start.elapsed() < Duration::from_millis(500));
+        assert!(start.elapsed() < Duration::from_millis(1_500));
     }
 
     #[tokio::test]
@@ -622,11 +590,7 @@ mod tests {
         let start = Instant::now();
         assert_eq!(first.hold(&stop).await, Held::Lost);
         assert!(!leads.is_leader());
-        assert!(
-            start.elapsed() < Duration::from_millis(900),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     }
 
     #[tokio::test]
@@ -672,7 +636,7 @@ mod tests {
         });
         let start = Instant::now();
         while server.spec().renew_time == before {
-            assert!(start.elapsed() < Duration::from_millis(900), "it was not renewed");
+            assert!(start.elapsed() < Duration::from_millis(1_300), "it was not renewed");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert!(leads.is_leader());
@@ -710,7 +674,7 @@ mod tests {
         server.set(|stored| stored.mute = false);
         let start = Instant::now();
         assert!(first.acquire(&stop).await.unwrap().is_leader());
-        assert!(start.elapsed() < Duration::from_millis(500));
+        assert!(start.elapsed() < Duration::from_millis(1_500));
         assert_eq!(server.spec().lease_transitions, Some(0));
     }
 

@@ -46,71 +46,37 @@ impl Default for Metrics {
             reconciles.clone(),
         );
         let failures = Family::default();
-        registry.register(
-            "reconcile_errors",
-            "Reconciliations that failed",
-            failures.clone(),
-        );
+        registry.register("reconcile_errors", "Reconciliations that failed", failures.clone());
         let leader = Gauge::default();
         registry.register("leader", "1 in the replica that leads", leader.clone());
         let effects = Family::default();
-        registry.register(
-            "workflow_effects",
-            "Effects of workflows that were performed",
-            effects.clone(),
-        );
+        registry.register("workflow_effects", "Effects of workflows that were performed", effects.clone());
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
             counter
         };
-        let applied = counter(
-            "workflow_completions_applied",
-            "Completions that became part of a workflow",
-        );
-        let orphaned = counter(
-            "workflow_completions_orphaned",
-            "Completions whose workflow is gone",
-        );
+        let applied = counter("workflow_completions_applied", "Completions that became part of a workflow");
+        let orphaned = counter("workflow_completions_orphaned", "Completions whose workflow is gone");
         let parked = counter(
             "workflow_completions_parked",
             "Completions that could not be applied and were set aside",
         );
-        let lost = counter(
-            "workflow_jobs_lost",
-            "Jobs of workflows that their broker did not know any more",
-        );
-        Self {
-            registry,
-            reconciles,
-            failures,
-            leader,
-            applied,
-            orphaned,
-            parked,
-            effects,
-            lost,
-        }
+        let lost = counter("workflow_jobs_lost", "Jobs of workflows that their broker did not know any more");
+        Self { registry, reconciles, failures, leader, applied, orphaned, parked, effects, lost }
     }
 }
 
 impl Metrics {
     /// A reconciliation ended, well or badly.
     pub(crate) fn reconciled(&self, kind: &str, elapsed: Duration) {
-        let kind = Kind {
-            kind: kind.to_owned(),
-        };
-        self.reconciles
-            .get_or_create(&kind)
-            .observe(elapsed.as_secs_f64());
+        let kind = Kind { kind: kind.to_owned() };
+        self.reconciles.get_or_create(&kind).observe(elapsed.as_secs_f64());
     }
 
     /// A reconciliation failed; `category` is that of the error.
     pub(crate) fn reconcile_failed(&self, kind: &str, category: &str) {
-        let failure = Failure {
-            kind: kind.to_owned(),
-            category: category.to_owned(),
-        };
+        let failure = Failure { kind: kind.to_owned(), category: category.to_owned() };
         self.failures.get_or_create(&failure).inc();
     }
 
@@ -136,9 +102,7 @@ impl Metrics {
 
     /// Effects were performed; `kind` is a word of the code.
     pub(crate) fn effects_performed(&self, kind: &'static str, count: u64) {
-        let kind = Kind {
-            kind: kind.to_owned(),
-        };
+        let kind = Kind { kind: kind.to_owned() };
         self.effects.get_or_create(&kind).inc_by(count);
     }
 

@@ -30,10 +30,7 @@ where
 }
 
 /// What a failed reconciliation leads to.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the signature that Controller::run asks for"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "the signature that Controller::run asks for")]
 pub(crate) fn failed<K>(object: Arc<K>, error: &Error, context: Arc<Context>) -> Action
 where
     K: Resource<DynamicType = ()>,
@@ -44,23 +41,18 @@ where
         return Action::await_change();
     }
     let key = key(object.as_ref());
-    let wait = if error.is_conflict() {
-        Duration::from_millis(50)
-    } else {
-        context.backoff.failed(&key)
-    };
+    if error.category() == "NamespaceTerminating" {
+        // The object goes too, in a moment; what it lacks meanwhile doesn't matter.
+        return Action::requeue(Duration::from_secs(30));
+    }
+    let wait = if error.is_conflict() { Duration::from_millis(50) } else { context.backoff.failed(&key) };
     tracing::warn!(object = %key, category = error.category(), error = %error.chain(), retry_in = ?wait, "reconciliation failed");
     Action::requeue(wait)
 }
 
 /// Kind, namespace and name of an object.
 pub(crate) fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
-    format!(
-        "{}/{}/{}",
-        K::kind(&()),
-        object.namespace().unwrap_or_default(),
-        object.name_any()
-    )
+    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// Publishes an Event about `object`. That it can't be published is logged and nothing more.
@@ -76,18 +68,11 @@ pub(crate) async fn event<K>(
 {
     let mut note: String = note.into();
     if note.len() > 1000 {
-        let end = (0..=1000)
-            .rev()
-            .find(|&at| note.is_char_boundary(at))
-            .unwrap_or(0);
+        let end = (0..=1000).rev().find(|&at| note.is_char_boundary(at)).unwrap_or(0);
         note.truncate(end);
     }
     let event = Event {
-        type_: if warning {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
+        type_: if warning { EventType::Warning } else { EventType::Normal },
         reason: reason.to_owned(),
         note: Some(note),
         action: action.to_owned(),

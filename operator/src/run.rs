@@ -36,13 +36,13 @@ use tokio_util::sync::CancellationToken;
 
 /// How long controllers get to end what they are at.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
+/// How long giving the lease back may take.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(6);
 
 /// Runs until a signal comes or leadership is lost. Losing it exits the process: nothing of a deposed leader goes on.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let address = Address::new(settings.installation.clone()).context("LONGSHORE_INSTALLATION")?;
-    let client = Client::try_default()
-        .await
-        .context("failed to find the API server")?;
+    let client = Client::try_default().await.context("failed to find the API server")?;
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::default();
     let stop = CancellationToken::new();
@@ -60,12 +60,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     wait_for_definitions(&client, &settings, &readiness, &stop).await;
 
     let lease = crate::apply::child_name(&settings.installation, "-operator", 63);
-    let mut election = Election::new(
-        client.clone(),
-        &settings.pod_namespace,
-        &lease,
-        &settings.pod_name,
-    );
+    let mut election = Election::new(client.clone(), &settings.pod_namespace, &lease, &settings.pod_name);
     tracing::info!(identity = %settings.pod_name, lease, "waiting to become the leader");
     let leadership = election.acquire(&stop).await?;
     if stop.is_cancelled() {
@@ -75,27 +70,26 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     metrics.leader(true);
     // The lease outlives the controllers: it is given back only after they have ended.
     let released = CancellationToken::new();
-    let holding = tokio::spawn({
+    let mut holding = tokio::spawn({
         let released = released.clone();
         async move { election.hold(&released).await }
     });
-    let work = lead(client, settings, address, leadership, metrics, stop.clone());
-    tokio::select! {
-        outcome = work => outcome?,
-        _ = wait_lost(holding) => {
+    let work = lead(client, settings, address, leadership, metrics.clone(), stop.clone());
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        // However it ends, a lost lease or a panic: nobody renews it any more.
+        _ = &mut holding => {
             tracing::error!("leadership was lost; exiting");
             return Ok(ExitCode::FAILURE);
         }
-    }
+    };
+    metrics.leader(false);
     released.cancel();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    if tokio::time::timeout(RELEASE_DEADLINE, holding).await.is_err() {
+        tracing::warn!("the lease was not given back in time; it ends by itself");
+    }
     tracing::info!("stopped");
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn wait_lost<T>(holding: tokio::task::JoinHandle<T>) {
-    // However it ends, a lost lease or a panic: nobody renews it any more.
-    drop(holding.await);
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 async fn lead(
@@ -114,21 +108,13 @@ async fn lead(
         lookup.queues.push(mirror(scope.api(&client), &mut tasks));
     }
     for store in &lookup.brokers {
-        store
-            .wait_until_ready()
-            .await
-            .context("the watch of Brokers ended")?;
+        store.wait_until_ready().await.context("the watch of Brokers ended")?;
     }
     for store in &lookup.queues {
-        store
-            .wait_until_ready()
-            .await
-            .context("the watch of Queues ended")?;
+        store.wait_until_ready().await.context("the watch of Queues ended")?;
     }
-    let reporter = Reporter {
-        controller: FIELD_MANAGER.to_owned(),
-        instance: Some(settings.pod_name.clone()),
-    };
+    let reporter =
+        Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(settings.pod_name.clone()) };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         address,
@@ -147,33 +133,15 @@ async fn lead(
     let mut controllers = Vec::new();
     for scope in scopes {
         let (context, stop) = (context.clone(), stop.clone());
-        controllers.push(tokio::spawn(broker::run(
-            scope.clone(),
-            context.clone(),
-            stop.clone(),
-        )));
-        controllers.push(tokio::spawn(queue::run(
-            scope.clone(),
-            context.clone(),
-            stop.clone(),
-        )));
-        controllers.push(tokio::spawn(worker::run(
-            scope.clone(),
-            context.clone(),
-            stop.clone(),
-        )));
+        controllers.push(tokio::spawn(broker::run(scope.clone(), context.clone(), stop.clone())));
+        controllers.push(tokio::spawn(queue::run(scope.clone(), context.clone(), stop.clone())));
+        controllers.push(tokio::spawn(worker::run(scope.clone(), context.clone(), stop.clone())));
         controllers.push(tokio::spawn(workflows::run(scope, context, stop)));
     }
     controllers.push(tokio::spawn(wake::run(context.clone(), stop.clone())));
-    controllers.push(tokio::spawn(workflows::read_completions(
-        context.clone(),
-        stop.clone(),
-    )));
+    controllers.push(tokio::spawn(workflows::read_completions(context.clone(), stop.clone())));
     stop.cancelled().await;
-    if tokio::time::timeout(SHUTDOWN_DEADLINE, join_all(controllers))
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(SHUTDOWN_DEADLINE, join_all(controllers)).await.is_err() {
         tracing::warn!("controllers did not end in time");
     }
     Ok(())
@@ -191,9 +159,7 @@ where
         + 'static,
 {
     let (store, writer) = reflector::store();
-    let stream = watcher(api, watcher::Config::default())
-        .default_backoff()
-        .reflect(writer);
+    let stream = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
     tasks.spawn(async move {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
@@ -225,6 +191,9 @@ async fn wait_for_definitions(
         };
         match tokio::time::timeout(Duration::from_secs(10), outcome).await {
             Ok(Ok(())) => return readiness.set("definitions", true, "established"),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                readiness.set("definitions", false, "the CustomResourceDefinitions are not installed");
+            }
             Ok(Err(error)) => readiness.set("definitions", false, error.to_string()),
             Err(_elapsed) => readiness.set("definitions", false, "the API server does not answer"),
         }

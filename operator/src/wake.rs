@@ -20,9 +20,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     loop {
         let open = context.connections.all();
         listeners.retain(|key, (fingerprint, task)| {
-            let same = open
-                .get(key)
-                .is_some_and(|connection| &connection.fingerprint == fingerprint);
+            let same = open.get(key).is_some_and(|connection| &connection.fingerprint == fingerprint);
             if !same {
                 task.abort();
             }
@@ -79,10 +77,7 @@ mod tests {
     #[test]
     fn physical_names_lead_back_to_their_queues() {
         let name = QueueName::physical("prod", "shop", "emails").unwrap();
-        assert_eq!(
-            local_name("prod", &name),
-            Some(("shop".to_owned(), "emails".to_owned()))
-        );
+        assert_eq!(local_name("prod", &name), Some(("shop".to_owned(), "emails".to_owned())));
         assert_eq!(local_name("pro", &name), None);
         assert_eq!(local_name("other", &name), None);
     }

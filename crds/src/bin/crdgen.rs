@@ -23,9 +23,5 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             drifted = true;
         }
     }
-    Ok(if drifted {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if drifted { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

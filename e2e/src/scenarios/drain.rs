@@ -42,24 +42,15 @@ fn ended_before_the_app_was_stopped(ledger: &Ledger, pod: &str) -> Result<()> {
     let stopped = of_pod.iter().position(|entry| entry.event == "sigterm");
     let last_end = of_pod.iter().rposition(|entry| entry.event == "end");
     ensure!(stopped.is_some(), "the app of {pod} was never told to stop");
-    ensure!(
-        last_end < stopped,
-        "the app of {pod} was told to stop before its jobs ended: {of_pod:?}"
-    );
+    ensure!(last_end < stopped, "the app of {pod} was told to stop before its jobs ended: {of_pod:?}");
     Ok(())
 }
 
 async fn jobs_in_flight(world: &World, count: usize) -> Result<()> {
-    world
-        .enqueue("work", vec![("slow", json!({ "sleep": 4 })); count])
-        .await?;
+    world.enqueue("work", vec![("slow", json!({ "sleep": 4 })); count]).await?;
     world
         .ledger_shows("jobs to run", Duration::from_secs(30), |ledger| {
-            ensure!(
-                ledger.starts("slow") >= count,
-                "{} started",
-                ledger.starts("slow")
-            );
+            ensure!(ledger.starts("slow") >= count, "{} started", ledger.starts("slow"));
             Ok(())
         })
         .await?;
@@ -82,10 +73,7 @@ async fn drain_order_at_rollout(world: World) -> Result<()> {
     let pod = warm(&world, &json!({})).await?;
     jobs_in_flight(&world, 6).await?;
     let patch = json!({ "spec": { "template": { "metadata": { "annotations": { "rollout": "now" } } } } });
-    world
-        .api::<Worker>()
-        .patch("work", &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
+    world.api::<Worker>().patch("work", &PatchParams::default(), &Patch::Merge(&patch)).await?;
     drained(&world, &pod.name_any(), 6).await
 }
 
@@ -93,10 +81,7 @@ async fn drain_order_at_rollout(world: World) -> Result<()> {
 async fn drain_order_at_deletion(world: World) -> Result<()> {
     let pod = warm(&world, &json!({})).await?;
     jobs_in_flight(&world, 6).await?;
-    world
-        .api::<Pod>()
-        .delete(&pod.name_any(), &DeleteParams::default())
-        .await?;
+    world.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await?;
     drained(&world, &pod.name_any(), 6).await
 }
 
@@ -104,23 +89,14 @@ async fn drain_order_at_deletion(world: World) -> Result<()> {
 async fn liveness_failure_keeps_claiming(world: World) -> Result<()> {
     let probe =
         json!({ "httpGet": { "path": "/", "port": 8080 }, "periodSeconds": 1, "failureThreshold": 2 });
-    let mut worker = manifests::worker(
-        "work",
-        &json!({ "scaling": { "minReplicas": 1, "maxReplicas": 1 } }),
-    );
+    let mut worker = manifests::worker("work", &json!({ "scaling": { "minReplicas": 1, "maxReplicas": 1 } }));
     worker["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] = probe;
     let mut items = manifests::ledger();
-    items.extend([
-        manifests::broker("default"),
-        manifests::queue("work", &json!({})),
-        worker,
-    ]);
+    items.extend([manifests::broker("default"), manifests::queue("work", &json!({})), worker]);
     world.apply(&manifests::list(&items)).await?;
     let pod = world.worker_has("work", 1, START).await?.remove(0);
 
-    world
-        .enqueue("work", vec![("sick", json!({ "unhealthy": true }))])
-        .await?;
+    world.enqueue("work", vec![("sick", json!({ "unhealthy": true }))]).await?;
     eventually("the app to be restarted", Duration::from_secs(60), || async {
         let pod: Pod = world.get(&pod.name_any()).await?;
         ensure!(restarts(&pod, "app") >= 1, "it was not restarted");
@@ -129,66 +105,39 @@ async fn liveness_failure_keeps_claiming(world: World) -> Result<()> {
     .await?;
     world.enqueue("work", vec![("after", json!({})); 20]).await?;
     let ledger = world
-        .ledger_shows(
-            "jobs to run after the restart",
-            Duration::from_secs(60),
-            |ledger| ledger.ran_exactly_once("after", 20),
-        )
+        .ledger_shows("jobs to run after the restart", Duration::from_secs(60), |ledger| {
+            ledger.ran_exactly_once("after", 20)
+        })
         .await?;
-    ensure!(
-        ledger.of("end").all(|entry| entry.pod == pod.name_any()),
-        "another pod ran jobs"
-    );
+    ensure!(ledger.of("end").all(|entry| entry.pod == pod.name_any()), "another pod ran jobs");
     let pod: Pod = world.get(&pod.name_any()).await?;
-    ensure!(
-        restarts(&pod, "longshore-sidecar") == 0,
-        "the sidecar was restarted"
-    );
+    ensure!(restarts(&pod, "longshore-sidecar") == 0, "the sidecar was restarted");
     Ok(())
 }
 
 fn restarts(pod: &Pod, container: &str) -> i32 {
     let statuses = pod.status.iter().flat_map(|status| {
-        status
-            .container_statuses
-            .iter()
-            .flatten()
-            .chain(status.init_container_statuses.iter().flatten())
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten())
     });
-    statuses
-        .filter(|status| status.name == container)
-        .map(|status| status.restart_count)
-        .sum()
+    statuses.filter(|status| status.name == container).map(|status| status.restart_count).sum()
 }
 
 /// A rollout under 200 jobs of 1 s: none lost, no two leased runs at once, no attempt consumed.
 async fn rollout_under_load_loses_nothing(world: World) -> Result<()> {
-    warm(
-        &world,
-        &json!({ "scaling": { "minReplicas": 2, "maxReplicas": 2 } }),
-    )
-    .await
-    .or_else(|_| anyhow::Ok(Pod::default()))?;
+    warm(&world, &json!({ "scaling": { "minReplicas": 2, "maxReplicas": 2 } }))
+        .await
+        .or_else(|_| anyhow::Ok(Pod::default()))?;
     world.worker_has("work", 2, START).await?;
-    world
-        .enqueue("work", vec![("slow", json!({ "sleep": 1 })); 200])
-        .await?;
+    world.enqueue("work", vec![("slow", json!({ "sleep": 1 })); 200]).await?;
     for round in 0..2 {
         let patch = json!({ "spec": { "template": { "metadata": { "annotations": { "rollout": round.to_string() } } } } });
+        world.api::<Worker>().patch("work", &PatchParams::default(), &Patch::Merge(&patch)).await?;
         world
-            .api::<Worker>()
-            .patch("work", &PatchParams::default(), &Patch::Merge(&patch))
-            .await?;
-        world
-            .ledger_shows(
-                "the rollout to go on under load",
-                Duration::from_secs(60),
-                |ledger| {
-                    let done = ledger.successes("slow");
-                    ensure!(done >= 60 * (round + 1), "{done} done");
-                    Ok(())
-                },
-            )
+            .ledger_shows("the rollout to go on under load", Duration::from_secs(60), |ledger| {
+                let done = ledger.successes("slow");
+                ensure!(done >= 60 * (round + 1), "{done} done");
+                Ok(())
+            })
             .await?;
     }
     let ledger = world
@@ -205,10 +154,7 @@ async fn rollout_under_load_loses_nothing(world: World) -> Result<()> {
 async fn worker_deleted_with_jobs_in_flight(world: World) -> Result<()> {
     let pod = warm(&world, &json!({})).await?;
     jobs_in_flight(&world, 5).await?;
-    world
-        .api::<Worker>()
-        .delete("work", &DeleteParams::default())
-        .await?;
+    world.api::<Worker>().delete("work", &DeleteParams::default()).await?;
     drained(&world, &pod.name_any(), 5).await?;
     eventually("the pods to be gone", Duration::from_secs(60), || async {
         let pods = world.worker_pods("work").await?;

@@ -17,68 +17,48 @@ scenarios![
 
 const END: Duration = Duration::from_secs(240);
 
-/// The broker is SIGKILLed three times while jobs come in and run: every acknowledged job is done in the end.
+/// The broker is killed three times while jobs come in and run: every acknowledged job is done in the end.
 async fn broker_killed_nothing_acknowledged_is_lost(world: World) -> Result<()> {
     stage(&world, &json!({ "maxDeliveries": 50 }), &[]).await?;
     let mut acknowledged = Vec::new();
     for _ in 0..3 {
-        acknowledged.extend(
-            world
-                .enqueue("work", vec![("job", json!({ "sleep": 0.05 })); 100])
-                .await?,
-        );
+        acknowledged.extend(world.enqueue("work", vec![("job", json!({ "sleep": 0.05 })); 100]).await?);
         let pod: Pod = world.get("default-broker-0").await?;
         host::signal(&pod, "broker", "KILL")?;
     }
     let all = |ledger: &crate::ledger::Ledger| {
         let done = ledger.started("job");
-        let missing = acknowledged
-            .iter()
-            .filter(|id| !done.contains(id.as_str()))
-            .count();
+        let missing = acknowledged.iter().filter(|id| !done.contains(id.as_str())).count();
         ensure!(missing == 0, "{missing} acknowledged jobs were never run");
         Ok(())
     };
-    world
-        .ledger_shows("every acknowledged job to run", END, all)
-        .await?;
+    world.ledger_shows("every acknowledged job to run", END, all).await?;
     Ok(())
 }
 
-/// A SIGKILLed sidecar costs its jobs a delivery, no attempt; they run again within about one lease.
+/// A killed sidecar costs its jobs a delivery, no attempt; they run again within about one lease.
 async fn sidecar_killed_its_jobs_return_within_a_lease(world: World) -> Result<()> {
     stage(&world, &json!({}), &[]).await?;
-    world
-        .enqueue("work", vec![("slow", json!({ "sleep": 20 })); 5])
-        .await?;
+    world.enqueue("work", vec![("slow", json!({ "sleep": 20 })); 5]).await?;
     world
         .ledger_shows("the jobs to run", END, |ledger| {
             ensure!(ledger.starts("slow") == 5);
             Ok(())
         })
         .await?;
-    let pod = world
-        .worker_pods("work")
-        .await?
-        .into_iter()
-        .next()
-        .context("no pod")?;
+    let pod = world.worker_pods("work").await?.into_iter().next().context("no pod")?;
     host::signal(&pod, "longshore-sidecar", "KILL")?;
     let ledger = world
-        .ledger_shows(
-            "the jobs to be started again",
-            Duration::from_secs(40),
-            |ledger| {
-                ensure!(ledger.starts("slow") >= 10, "{} starts", ledger.starts("slow"));
-                Ok(())
-            },
-        )
+        .ledger_shows("the jobs to be started again", Duration::from_secs(40), |ledger| {
+            ensure!(ledger.starts("slow") >= 10, "{} starts", ledger.starts("slow"));
+            Ok(())
+        })
         .await?;
     ensure!(ledger.highest_attempt("slow") == 1, "an attempt was consumed");
     Ok(())
 }
 
-/// The operator is SIGKILLed again and again: the workflow ends, every job under one id, callbacks once.
+/// The operator is killed again and again: the workflow ends, every job under one id, callbacks once.
 async fn operator_killed_in_a_chain_and_a_batch(world: World) -> Result<()> {
     let item = |n: usize| json!({ "type": "member", "payload": { "sleep": 0.2, "result": n } });
     let workflow = json!({
@@ -91,12 +71,7 @@ async fn operator_killed_in_a_chain_and_a_batch(world: World) -> Result<()> {
         "then": { "job": { "type": "then" } },
         "finally": { "job": { "type": "finally" } },
     });
-    stage(
-        &world,
-        &json!({}),
-        &[manifests::workflow("survives", "work", &workflow)],
-    )
-    .await?;
+    stage(&world, &json!({}), &[manifests::workflow("survives", "work", &workflow)]).await?;
     for kind in ["one", "two", "member", "batch-then"] {
         let limit = Duration::from_secs(120);
         world
@@ -107,19 +82,11 @@ async fn operator_killed_in_a_chain_and_a_batch(world: World) -> Result<()> {
             .await?;
         kill_operator(&world).await?;
     }
-    world
-        .workflow_ends("survives", WorkflowPhase::Succeeded, END)
-        .await?;
+    world.workflow_ends("survives", WorkflowPhase::Succeeded, END).await?;
     let ledger = world.ledger().await?;
-    for (kind, count) in [
-        ("one", 1),
-        ("two", 1),
-        ("member", 100),
-        ("batch-then", 1),
-        ("last", 1),
-        ("then", 1),
-        ("finally", 1),
-    ] {
+    for (kind, count) in
+        [("one", 1), ("two", 1), ("member", 100), ("batch-then", 1), ("last", 1), ("then", 1), ("finally", 1)]
+    {
         ledger.ran_exactly_once(kind, count)?;
     }
     Ok(())
@@ -127,9 +94,7 @@ async fn operator_killed_in_a_chain_and_a_batch(world: World) -> Result<()> {
 
 async fn kill_operator(world: &World) -> Result<()> {
     let api: Api<Pod> = Api::namespaced(world.cluster.client.clone(), "longshore-system");
-    let pods = api
-        .list(&ListParams::default().labels("app.kubernetes.io/component=operator"))
-        .await?;
+    let pods = api.list(&ListParams::default().labels("app.kubernetes.io/component=operator")).await?;
     for pod in pods.items {
         // A pod that has just been killed has no process: the next one is met by the next kill.
         if let Err(error) = host::signal(&pod, "operator", "KILL") {

@@ -32,6 +32,7 @@ pub(super) async fn stage(world: &World, policy: &Value, more: &[Value]) -> Resu
     Ok(())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "payloads are written in place")]
 pub(super) fn job(kind: &str, payload: Value) -> Value {
     json!({ "job": { "type": kind, "payload": payload } })
 }
@@ -50,36 +51,18 @@ async fn batch_of_500_with_results_used_by_then(world: World) -> Result<()> {
         ],
         "then": job("after", json!({ "note": "$(size(steps.square.results))" })),
     });
-    stage(
-        &world,
-        &json!({}),
-        &[manifests::workflow("squares", "work", &workflow)],
-    )
-    .await?;
-    world
-        .workflow_ends("squares", WorkflowPhase::Succeeded, END)
-        .await?;
+    stage(&world, &json!({}), &[manifests::workflow("squares", "work", &workflow)]).await?;
+    world.workflow_ends("squares", WorkflowPhase::Succeeded, END).await?;
     let ledger = world.ledger().await?;
     ledger.ran_exactly_once("square", 500)?;
     ledger.ran_exactly_once("sum", 1)?;
     ledger.ran_exactly_once("after", 1)?;
     let note = |kind: &str| {
-        ledger
-            .of("start")
-            .find(|entry| entry.job_type == kind)
-            .and_then(|entry| entry.payload.clone())
+        ledger.of("start").find(|entry| entry.job_type == kind).and_then(|entry| entry.payload.clone())
     };
     let squares: Vec<u64> = (0..500).map(|n| n * n).collect();
-    ensure!(
-        note("sum") == Some(json!(squares)),
-        "the batch's then got other results: {:?}",
-        note("sum")
-    );
-    ensure!(
-        note("after") == Some(json!(500)),
-        "the workflow's then got {:?}",
-        note("after")
-    );
+    ensure!(note("sum") == Some(json!(squares)), "the batch's then got other results: {:?}", note("sum"));
+    ensure!(note("after") == Some(json!(500)), "the workflow's then got {:?}", note("after"));
     Ok(())
 }
 
@@ -95,27 +78,11 @@ async fn catch_and_finally_after_a_permanent_failure_each_once(world: World) -> 
         "catch": job("catch", json!({ "note": "$(workflow.outcome)" })),
         "finally": job("finally", json!({})),
     });
-    stage(
-        &world,
-        &json!({}),
-        &[manifests::workflow("fails", "work", &workflow)],
-    )
-    .await?;
+    stage(&world, &json!({}), &[manifests::workflow("fails", "work", &workflow)]).await?;
     world.workflow_ends("fails", WorkflowPhase::Failed, END).await?;
     let ledger = world.ledger().await?;
-    for (kind, times) in [
-        ("good", 1),
-        ("bad", 1),
-        ("never", 0),
-        ("then", 0),
-        ("catch", 1),
-        ("finally", 1),
-    ] {
-        ensure!(
-            ledger.starts(kind) == times,
-            "{kind} ran {} times, not {times}",
-            ledger.starts(kind)
-        );
+    for (kind, times) in [("good", 1), ("bad", 1), ("never", 0), ("then", 0), ("catch", 1), ("finally", 1)] {
+        ensure!(ledger.starts(kind) == times, "{kind} ran {} times, not {times}", ledger.starts(kind));
     }
     Ok(())
 }
@@ -125,28 +92,12 @@ async fn retry_with_backoff_never_early(world: World) -> Result<()> {
     let workflow = json!({ "steps": [
         { "name": "flaky", "job": { "type": "flaky", "payload": { "answer": { "1": 500, "2": 500 } } } },
     ] });
-    stage(
-        &world,
-        &json!({}),
-        &[manifests::workflow("flaky", "work", &workflow)],
-    )
-    .await?;
-    world
-        .workflow_ends("flaky", WorkflowPhase::Succeeded, END)
-        .await?;
+    stage(&world, &json!({}), &[manifests::workflow("flaky", "work", &workflow)]).await?;
+    world.workflow_ends("flaky", WorkflowPhase::Succeeded, END).await?;
     let ledger = world.ledger().await?;
-    let starts: Vec<_> = ledger
-        .of("start")
-        .filter(|entry| entry.job_type == "flaky")
-        .collect();
-    let ends: Vec<_> = ledger
-        .of("end")
-        .filter(|entry| entry.job_type == "flaky")
-        .collect();
-    ensure!(
-        starts.iter().map(|entry| entry.attempt).eq(1..=3),
-        "attempts: {starts:?}"
-    );
+    let starts: Vec<_> = ledger.of("start").filter(|entry| entry.job_type == "flaky").collect();
+    let ends: Vec<_> = ledger.of("end").filter(|entry| entry.job_type == "flaky").collect();
+    ensure!(starts.iter().map(|entry| entry.attempt).eq(1..=3), "attempts: {starts:?}");
     for (attempt, least) in [(1, 1.0), (2, 2.0)] {
         let waited = starts[attempt].at - ends[attempt - 1].at;
         ensure!(
@@ -154,11 +105,7 @@ async fn retry_with_backoff_never_early(world: World) -> Result<()> {
             "attempt {} came {waited:.3} s after the failure, not {least} s",
             attempt + 1
         );
-        ensure!(
-            waited < least + 5.0,
-            "attempt {} came {waited:.3} s after the failure",
-            attempt + 1
-        );
+        ensure!(waited < least + 5.0, "attempt {} came {waited:.3} s after the failure", attempt + 1);
     }
     Ok(())
 }
@@ -174,15 +121,8 @@ async fn suspended_queue_starts_nothing_and_resumes(world: World) -> Result<()> 
     })
     .await?;
     let patch = json!({ "spec": { "suspend": false } });
-    world
-        .api::<Queue>()
-        .patch("work", &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
-    world
-        .ledger_shows("the jobs to run", END, |ledger| {
-            ledger.ran_exactly_once("job", 10)
-        })
-        .await?;
+    world.api::<Queue>().patch("work", &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    world.ledger_shows("the jobs to run", END, |ledger| ledger.ran_exactly_once("job", 10)).await?;
     Ok(())
 }
 
@@ -196,12 +136,7 @@ async fn cancelled_workflow_runs_catch_and_finally(world: World) -> Result<()> {
         "catch": job("catch", json!({})),
         "finally": job("finally", json!({})),
     });
-    stage(
-        &world,
-        &json!({}),
-        &[manifests::workflow("stops", "work", &workflow)],
-    )
-    .await?;
+    stage(&world, &json!({}), &[manifests::workflow("stops", "work", &workflow)]).await?;
     world
         .ledger_shows("the first step to run", END, |ledger| {
             ensure!(ledger.starts("long") == 1);
@@ -209,25 +144,16 @@ async fn cancelled_workflow_runs_catch_and_finally(world: World) -> Result<()> {
         })
         .await?;
     let patch = json!({ "spec": { "cancel": true } });
-    world
-        .api::<Workflow>()
-        .patch("stops", &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
-    world
-        .workflow_ends("stops", WorkflowPhase::Cancelled, END)
-        .await?;
+    world.api::<Workflow>().patch("stops", &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    world.workflow_ends("stops", WorkflowPhase::Cancelled, END).await?;
     let ledger = world.ledger().await?;
     for (kind, times) in [("never", 0), ("catch", 1), ("finally", 1)] {
-        ensure!(
-            ledger.starts(kind) == times,
-            "{kind} ran {} times, not {times}",
-            ledger.starts(kind)
-        );
+        ensure!(ledger.starts(kind) == times, "{kind} ran {} times, not {times}", ledger.starts(kind));
     }
     Ok(())
 }
 
-/// GitOps: applying the same manifests again gives no diff, no new generation and no second run.
+/// Applying the same manifests again gives no diff, no new generation and no second run.
 async fn applied_twice_nothing_runs_twice(world: World) -> Result<()> {
     let workflow = json!({ "steps": [{ "name": "once", "job": { "type": "once" } }] });
     let objects = [manifests::workflow("once", "work", &workflow)];
@@ -244,16 +170,10 @@ async fn applied_twice_nothing_runs_twice(world: World) -> Result<()> {
     .collect();
     let diff = world
         .cluster
-        .kubectl_with(
-            &["diff", "-n", &world.namespace, "-f", "-"],
-            &manifests::list(&items),
-        )
+        .kubectl_with(&["diff", "-n", &world.namespace, "-f", "-"], &manifests::list(&items))
         .await?;
     ensure!(diff.trim().is_empty(), "there is a diff: {diff}");
     let after: Workflow = world.get("once").await?;
-    ensure!(
-        before.metadata.generation == after.metadata.generation,
-        "the generation changed"
-    );
+    ensure!(before.metadata.generation == after.metadata.generation, "the generation changed");
     world.ledger().await?.ran_exactly_once("once", 1)
 }

@@ -23,11 +23,7 @@ pub(crate) fn token_secret_name(broker: &str) -> String {
 
 /// The base URL of the broker's HTTP API inside the cluster.
 pub(crate) fn service_url(broker: &Broker) -> String {
-    format!(
-        "http://{}.{}.svc:{PORT}",
-        name(broker),
-        broker.namespace().unwrap_or_default()
-    )
+    format!("http://{}.{}.svc:{PORT}", name(broker), broker.namespace().unwrap_or_default())
 }
 
 fn labels(broker: &Broker) -> Value {

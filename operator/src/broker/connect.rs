@@ -23,39 +23,26 @@ pub(super) async fn probe(
     let key = (namespace.to_owned(), broker.name_any());
     let url = service_url(broker);
     let fingerprint = fingerprint(&url, token);
-    let known = context
-        .connections
-        .get(&key.0, &key.1)
-        .filter(|connection| connection.fingerprint == fingerprint);
+    let known =
+        context.connections.get(&key.0, &key.1).filter(|connection| connection.fingerprint == fingerprint);
     let driver = match &known {
         Some(connection) => connection.driver.clone(),
         None => open(&url, token)?,
     };
     let probe = within(PROBE_TIMEOUT, driver.probe()).await?;
-    let same_data = known
-        .as_ref()
-        .is_some_and(|connection| connection.backend_id == probe.backend_id);
+    let same_data = known.as_ref().is_some_and(|connection| connection.backend_id == probe.backend_id);
     if !same_data {
         put(
             &context.connections,
             key,
-            Connection {
-                driver,
-                backend_id: probe.backend_id.clone(),
-                fingerprint,
-            },
+            Connection { driver, backend_id: probe.backend_id.clone(), fingerprint },
         );
     }
     Ok(probe)
 }
 
 fn put(connections: &Connections, key: (String, String), connection: Connection) {
-    tracing::info!(
-        namespace = key.0,
-        broker = key.1,
-        backend_id = connection.backend_id,
-        "connected"
-    );
+    tracing::info!(namespace = key.0, broker = key.1, backend_id = connection.backend_id, "connected");
     connections.put(key, connection);
 }
 
@@ -74,9 +61,6 @@ fn fingerprint(url: &str, token: &str) -> String {
 
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::Timeout,
-            format!("the broker did not answer within {limit:?}"),
-        ))
+        Err(Error::new(ErrorKind::Timeout, format!("the broker did not answer within {limit:?}")))
     })
 }

@@ -44,11 +44,7 @@ pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationT
         .owns(scope.api::<StatefulSet>(&context.client), owned.clone())
         .owns(scope.api::<Service>(&context.client), owned)
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(
-            reconcile,
-            |object, error, context| reporting::failed(object, error, context),
-            context,
-        )
+        .run(reconcile, reporting::failed, context)
         .for_each(|_| std::future::ready(()))
         .await;
 }
@@ -58,12 +54,8 @@ pub(crate) async fn create_default(context: &Context) {
     let Some((namespace, name)) = context.settings.default_broker.split_once('/') else {
         return;
     };
-    let spec = BrokerSpec {
-        embedded: Some(EmbeddedBroker {
-            token_revision: 1,
-            ..EmbeddedBroker::default()
-        }),
-    };
+    let spec =
+        BrokerSpec { embedded: Some(EmbeddedBroker { token_revision: 1, ..EmbeddedBroker::default() }) };
     let api: Api<Broker> = Api::namespaced(context.client.clone(), namespace);
     match api.create(&PostParams::default(), &Broker::new(name, spec)).await {
         Ok(_) => tracing::info!(namespace, name, "created the default Broker"),
@@ -89,30 +81,21 @@ async fn reconcile_inner(broker: &Broker, context: &Context) -> Result<Action> {
         return Ok(Action::await_change());
     };
     let token = token::ensure(context, broker, &namespace, embedded.token_revision).await?;
-    let set: StatefulSet = apply(
-        &context.client,
-        &namespace,
-        &build::stateful_set(broker, embedded, &context.settings)?,
-    )
-    .await?;
+    let set: StatefulSet =
+        apply(&context.client, &namespace, &build::stateful_set(broker, embedded, &context.settings)?)
+            .await?;
     apply::<Service>(&context.client, &namespace, &build::service(broker)?).await?;
     let seen = connect::probe(context, broker, &namespace, &token).await;
     report(context, broker, &set, &seen).await?;
     context.backoff.succeeded(&reporting::key(broker));
-    Ok(Action::requeue(if seen.is_ok() {
-        PROBE_EVERY
-    } else {
-        PROBE_SOON
-    }))
+    Ok(Action::requeue(if seen.is_ok() { PROBE_EVERY } else { PROBE_SOON }))
 }
 
 type Seen = std::result::Result<Probe, longshore_drivers::Error>;
 
 async fn report(context: &Context, broker: &Broker, set: &StatefulSet, seen: &Seen) -> Result<()> {
-    let was_ready = broker
-        .status
-        .as_ref()
-        .is_some_and(|status| is_true(&status.conditions, condition::READY));
+    let was_ready =
+        broker.status.as_ref().is_some_and(|status| is_true(&status.conditions, condition::READY));
     let next = status(broker, set, seen, context.now());
     if broker.status.as_ref() == Some(&next) {
         return Ok(());
@@ -122,10 +105,7 @@ async fn report(context: &Context, broker: &Broker, set: &StatefulSet, seen: &Se
     object.status = Some(next);
     if replace_status(&context.client, &object).await?.is_some() && ready != was_ready {
         let (reason, note) = match seen {
-            Ok(probe) => (
-                "Connected",
-                format!("{} {} answers", probe.backend, probe.version),
-            ),
+            Ok(probe) => ("Connected", format!("{} {} answers", probe.backend, probe.version)),
             Err(error) => ("Unreachable", error.to_string()),
         };
         event(context, broker, !ready, reason, "Probe", note).await;
@@ -144,11 +124,7 @@ fn status(
     let mut status = broker.status.clone().unwrap_or_default();
     status.observed_generation = generation;
     status.url = Some(service_url(broker));
-    let pods = set
-        .status
-        .as_ref()
-        .and_then(|status| status.ready_replicas)
-        .unwrap_or(0);
+    let pods = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
     let ready = match seen {
         Ok(probe) => match &status.backend_id {
             Some(known) if known != &probe.backend_id => Reason::no(
@@ -158,10 +134,7 @@ fn status(
                     probe.backend_id
                 ),
             ),
-            _ => Reason::yes(
-                "Connected",
-                format!("{} {} answers", probe.backend, probe.version),
-            ),
+            _ => Reason::yes("Connected", format!("{} {} answers", probe.backend, probe.version)),
         },
         Err(_) if pods == 0 => Reason::unknown("WaitingForPod", "the broker's pod is not ready yet"),
         Err(error) => Reason::no("Unreachable", error.to_string()),
@@ -172,29 +145,13 @@ fn status(
         status.backend_id.get_or_insert_with(|| probe.backend_id.clone());
         status.capabilities = serde_json::to_value(&probe.capabilities).ok();
     }
-    let ephemeral = broker
-        .spec
-        .embedded
-        .as_ref()
-        .is_some_and(|embedded| embedded.ephemeral);
+    let ephemeral = broker.spec.embedded.as_ref().is_some_and(|embedded| embedded.ephemeral);
     let durable = if ephemeral {
-        Reason::no(
-            "Ephemeral",
-            "jobs are kept in an emptyDir and are gone with the pod",
-        )
+        Reason::no("Ephemeral", "jobs are kept in an emptyDir and are gone with the pod")
     } else {
-        Reason::yes(
-            "Volume",
-            "jobs are kept on a claimed volume, every acknowledgement after fsync",
-        )
+        Reason::yes("Volume", "jobs are kept on a claimed volume, every acknowledgement after fsync")
     };
     set_condition(&mut status.conditions, condition::READY, ready, generation, now);
-    set_condition(
-        &mut status.conditions,
-        condition::DURABLE,
-        durable,
-        generation,
-        now,
-    );
+    set_condition(&mut status.conditions, condition::DURABLE, durable, generation, now);
     status
 }

@@ -23,18 +23,12 @@ pub(super) async fn ensure(
 ) -> Result<String> {
     let name = token_secret_name(&broker.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let found = api
-        .get_opt(&name)
-        .await
-        .map_err(Error::api(format!("get Secret {name:?}")))?;
+    let found = api.get_opt(&name).await.map_err(Error::api(format!("get Secret {name:?}")))?;
     let Some(secret) = found else {
         return create(&api, broker, namespace, &name, revision).await;
     };
     let current = value(&secret, "current").ok_or(Error::Incomplete("key `current` in its token Secret"))?;
-    let written = secret
-        .annotations()
-        .get(annotation::TOKEN_REVISION)
-        .and_then(|text| text.parse().ok());
+    let written = secret.annotations().get(annotation::TOKEN_REVISION).and_then(|text| text.parse().ok());
     if written == Some(revision) {
         return Ok(current);
     }
@@ -46,10 +40,7 @@ pub(super) async fn ensure(
         },
         "stringData": { "current": next, "previous": current },
     });
-    let parameters = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
+    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(&name, &parameters, &Patch::Merge(&patch))
         .await
         .map_err(Error::api(format!("rotate Secret {name:?}")))?;
@@ -79,17 +70,10 @@ async fn create(
         // Nobody is told the first `previous`: it is there so that the file exists.
         "stringData": { "current": token, "previous": random_token() },
     });
-    let secret: Secret = serde_json::from_value(secret).map_err(|source| Error::Encode {
-        what: "token Secret".to_owned(),
-        source,
-    })?;
-    let parameters = PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    api.create(&parameters, &secret)
-        .await
-        .map_err(Error::api(format!("create Secret {name:?}")))?;
+    let secret: Secret = serde_json::from_value(secret)
+        .map_err(|source| Error::Encode { what: "token Secret".to_owned(), source })?;
+    let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    api.create(&parameters, &secret).await.map_err(Error::api(format!("create Secret {name:?}")))?;
     Ok(token)
 }
 
@@ -100,9 +84,5 @@ fn value(secret: &Secret, key: &str) -> Option<String> {
 
 /// 244 random bits in hexadecimal.
 fn random_token() -> String {
-    format!(
-        "{}{}",
-        uuid::Uuid::new_v4().simple(),
-        uuid::Uuid::new_v4().simple()
-    )
+    format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
 }

@@ -61,9 +61,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn of(spec: &LeaseSpec) -> Self {
         let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty());
-        let seconds = spec
-            .lease_duration_seconds
-            .and_then(|seconds| u64::try_from(seconds).ok());
+        let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         Self {
             term: holder.map(|holder| Term {
                 holder,
@@ -76,8 +74,7 @@ impl Record {
     }
 
     fn lifetime(&self, config: &Config) -> Duration {
-        self.duration
-            .map_or(config.duration, |asked| config.duration.max(asked.min(LONGEST)))
+        self.duration.map_or(config.duration, |asked| config.duration.max(asked.min(LONGEST)))
     }
 }
 
@@ -126,11 +123,7 @@ pub(super) fn decide(
         (Some(last), _) if now >= last + config.renew_deadline => Decision::StepDown,
         (Some(last), _) if ours => {
             let due = last + config.retry;
-            if now >= due {
-                Decision::Renew
-            } else {
-                Decision::WaitUntil(due)
-            }
+            if now >= due { Decision::Renew } else { Decision::WaitUntil(due) }
         }
         // Taken, cleared or deleted: others may have led since, so what this process remembers may be outdated.
         (Some(_), _) => Decision::StepDown,
@@ -139,11 +132,7 @@ pub(super) fn decide(
         (None, Some(_)) if ours => Decision::Renew,
         (None, Some((seen, _))) => {
             let expires = seen.since + seen.record.lifetime(config);
-            if now >= expires {
-                Decision::Acquire
-            } else {
-                Decision::WaitUntil(expires)
-            }
+            if now >= expires { Decision::Acquire } else { Decision::WaitUntil(expires) }
         }
     }
 }
@@ -154,11 +143,7 @@ pub(super) fn acquired(previous: &LeaseSpec, identity: &str, now: Timestamp, con
     // What is stored has microseconds; more would not come back as it was written.
     let now = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
     let transitions = match Record::of(previous) {
-        Record {
-            term: None,
-            renewed: None,
-            ..
-        } => 0,
+        Record { term: None, renewed: None, .. } => 0,
         _ => previous.lease_transitions.unwrap_or_default().saturating_add(1),
     };
     LeaseSpec {
@@ -182,11 +167,7 @@ pub(super) fn renewed(previous: &LeaseSpec, now: Timestamp, config: &Config) -> 
 
 /// The spec that gives `previous` back.
 pub(super) fn released(previous: &LeaseSpec, now: Timestamp) -> LeaseSpec {
-    LeaseSpec {
-        holder_identity: None,
-        renew_time: Some(MicroTime(now)),
-        ..previous.clone()
-    }
+    LeaseSpec { holder_identity: None, renew_time: Some(MicroTime(now)), ..previous.clone() }
 }
 
 fn whole_seconds(duration: Duration) -> i32 {
@@ -206,19 +187,11 @@ mod tests {
     }
 
     fn term(holder: &str, acquired: i64) -> Term {
-        Term {
-            holder: holder.to_owned(),
-            transitions: 1,
-            acquired: Some(at(acquired)),
-        }
+        Term { holder: holder.to_owned(), transitions: 1, acquired: Some(at(acquired)) }
     }
 
     fn record(term: Option<Term>, renewed: i64) -> Record {
-        Record {
-            term,
-            renewed: Some(at(renewed)),
-            duration: Some(seconds(15)),
-        }
+        Record { term, renewed: Some(at(renewed)), duration: Some(seconds(15)) }
     }
 
     /// A candidate's decision `age` after it first saw `record`.
@@ -233,23 +206,14 @@ mod tests {
     fn leader(me: &Term, record: Option<Record>, age: Duration) -> (Decision, Instant) {
         let last = Instant::now();
         let observed = record.map(|record| Observed { record, since: last });
-        let step = decide(
-            Some(me),
-            observed.as_ref(),
-            Some(last),
-            last + age,
-            &Config::default(),
-        );
+        let step = decide(Some(me), observed.as_ref(), Some(last), last + age, &Config::default());
         (step, last)
     }
 
     #[test]
     fn a_candidate_takes_what_nobody_holds() {
         assert_eq!(candidate(None, None, seconds(0)).0, Decision::Acquire);
-        assert_eq!(
-            candidate(None, Some(record(None, 5)), seconds(0)).0,
-            Decision::Acquire
-        );
+        assert_eq!(candidate(None, Some(record(None, 5)), seconds(0)).0, Decision::Acquire);
     }
 
     #[test]
@@ -285,10 +249,7 @@ mod tests {
         let (step, last) = leader(&me, ours(), Duration::from_millis(1_999));
         assert_eq!(step, Decision::WaitUntil(last + seconds(2)));
         assert_eq!(leader(&me, ours(), seconds(2)).0, Decision::Renew);
-        assert_eq!(
-            leader(&me, ours(), Duration::from_millis(9_999)).0,
-            Decision::Renew
-        );
+        assert_eq!(leader(&me, ours(), Duration::from_millis(9_999)).0, Decision::Renew);
         assert_eq!(leader(&me, ours(), seconds(10)).0, Decision::StepDown);
         // A process that was stopped wakes much later.
         assert_eq!(leader(&me, ours(), seconds(3600)).0, Decision::StepDown);
@@ -297,32 +258,16 @@ mod tests {
     #[test]
     fn a_leader_steps_down_from_a_lease_that_is_not_its_own_any_more() {
         let me = term("me", 7);
-        let others = [
-            None,
-            Some(record(None, 7)),
-            Some(record(Some(term("other", 8)), 8)),
-        ];
+        let others = [None, Some(record(None, 7)), Some(record(Some(term("other", 8)), 8))];
         for record in others {
-            assert_eq!(
-                leader(&me, record.clone(), seconds(0)).0,
-                Decision::StepDown,
-                "{record:?}"
-            );
+            assert_eq!(leader(&me, record.clone(), seconds(0)).0, Decision::StepDown, "{record:?}");
         }
     }
 
     #[test]
     fn a_longer_duration_in_the_record_counts_up_to_a_bound_and_a_shorter_one_does_not() {
-        for (asked, waits) in [
-            (Some(1), 15),
-            (Some(30), 30),
-            (Some(u64::MAX / 2), 60),
-            (None, 15),
-        ] {
-            let held = Record {
-                duration: asked.map(seconds),
-                ..record(Some(term("other", 1)), 2)
-            };
+        for (asked, waits) in [(Some(1), 15), (Some(30), 30), (Some(u64::MAX / 2), 60), (None, 15)] {
+            let held = Record { duration: asked.map(seconds), ..record(Some(term("other", 1)), 2) };
             let (step, since) = candidate(None, Some(held), seconds(0));
             assert_eq!(step, Decision::WaitUntil(since + seconds(waits)), "{asked:?}");
         }
@@ -377,18 +322,8 @@ mod tests {
             lease_transitions: Some(i32::MAX),
             ..LeaseSpec::default()
         };
-        assert_eq!(
-            Record::of(&spec),
-            Record {
-                term: None,
-                renewed: None,
-                duration: None
-            }
-        );
-        let renewed = LeaseSpec {
-            renew_time: Some(MicroTime(at(1))),
-            ..spec
-        };
+        assert_eq!(Record::of(&spec), Record { term: None, renewed: None, duration: None });
+        let renewed = LeaseSpec { renew_time: Some(MicroTime(at(1))), ..spec };
         let taken = acquired(&renewed, "a", at(2), &Config::default());
         assert_eq!(taken.lease_transitions, Some(i32::MAX));
     }

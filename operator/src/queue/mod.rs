@@ -45,26 +45,13 @@ pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationT
         let (namespace, name) = (broker.namespace(), broker.name_any());
         let hit =
             move |queue: &Arc<Queue>| queue.namespace() == namespace && queue.spec.broker_ref.name == name;
-        queues
-            .state()
-            .into_iter()
-            .filter(hit)
-            .map(|queue| ObjectRef::from_obj(&*queue))
-            .collect::<Vec<_>>()
+        queues.state().into_iter().filter(hit).map(|queue| ObjectRef::from_obj(&*queue)).collect::<Vec<_>>()
     };
     controller
         .with_config(Config::default().concurrency(8))
-        .watches(
-            scope.api::<Broker>(&context.client),
-            watcher::Config::default(),
-            on_broker,
-        )
+        .watches(scope.api::<Broker>(&context.client), watcher::Config::default(), on_broker)
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(
-            reconcile,
-            |object, error, context| reporting::failed(object, error, context),
-            context,
-        )
+        .run(reconcile, reporting::failed, context)
         .for_each(|_| std::future::ready(()))
         .await;
 }
@@ -85,13 +72,7 @@ async fn reconcile_inner(queue: &Queue, context: &Context) -> Result<Action> {
     let observation = observe(queue, context, &namespace).await?;
     report_on(queue, context, &observation).await?;
     context.backoff.succeeded(&reporting::key(queue));
-    Ok(Action::requeue(
-        if matches!(observation, Observation::Seen { .. }) {
-            LOOK_EVERY
-        } else {
-            LOOK_SOON
-        },
-    ))
+    Ok(Action::requeue(if matches!(observation, Observation::Seen { .. }) { LOOK_EVERY } else { LOOK_SOON }))
 }
 
 /// Declares the queue and counts it.
@@ -122,28 +103,16 @@ async fn observe(queue: &Queue, context: &Context, namespace: &str) -> Result<Ob
         }
         Err(error) => return Ok(Observation::Unreachable(error.message)),
     }
-    let stats = connection
-        .driver
-        .stats(&name)
-        .await
-        .unwrap_or_else(|_| QueueStats::default());
+    let stats = connection.driver.stats(&name).await.unwrap_or_else(|_| QueueStats::default());
     let max_payload = connection.driver.capabilities().limits.max_payload as u64;
-    Ok(Observation::Seen {
-        name,
-        stats,
-        backend_id: connection.backend_id,
-        max_payload,
-    })
+    Ok(Observation::Seen { name, stats, backend_id: connection.backend_id, max_payload })
 }
 
 /// Data that is not what the queue was declared on is not touched, unless the spec says to adopt it.
 fn changed_backend(queue: &Queue, connection: &Connection) -> Option<Observation> {
     let known = queue.status.as_ref()?.backend_id.as_ref()?;
     let other = known != &connection.backend_id && !queue.spec.adopt;
-    other.then(|| Observation::BackendChanged {
-        known: known.clone(),
-        found: connection.backend_id.clone(),
-    })
+    other.then(|| Observation::BackendChanged { known: known.clone(), found: connection.backend_id.clone() })
 }
 
 async fn report_on(queue: &Queue, context: &Context, observation: &Observation) -> Result<()> {
@@ -152,16 +121,9 @@ async fn report_on(queue: &Queue, context: &Context, observation: &Observation) 
     if !report::worth_writing(queue.status.as_ref(), &next) {
         return Ok(());
     }
-    let was = queue
-        .status
-        .as_ref()
-        .is_some_and(|status| is_true(&status.conditions, condition::READY));
+    let was = queue.status.as_ref().is_some_and(|status| is_true(&status.conditions, condition::READY));
     let is = is_true(&next.conditions, condition::READY);
-    let message = next
-        .conditions
-        .iter()
-        .find(|item| item.type_ == condition::READY)
-        .cloned();
+    let message = next.conditions.iter().find(|item| item.type_ == condition::READY).cloned();
     let mut object = queue.clone();
     object.status = Some(next);
     if replace_status(&context.client, &object).await?.is_some() && was != is {
@@ -174,10 +136,7 @@ async fn report_on(queue: &Queue, context: &Context, observation: &Observation) 
 /// The finalizer stands only while the jobs are to be deleted with the object.
 async fn keep_finalizer(queue: &Queue, context: &Context, namespace: &str) -> Result<()> {
     let wanted = queue.spec.deletion_policy == DeletionPolicy::Delete;
-    let there = queue
-        .finalizers()
-        .iter()
-        .any(|name| name == finalizer::QUEUE_DATA);
+    let there = queue.finalizers().iter().any(|name| name == finalizer::QUEUE_DATA);
     if wanted == there {
         return Ok(());
     }
@@ -198,10 +157,7 @@ async fn write_finalizers(
     let api: Api<Queue> = Api::namespaced(context.client.clone(), namespace);
     let patch =
         json!({ "metadata": { "finalizers": finalizers, "resourceVersion": queue.resource_version() } });
-    match api
-        .patch(&queue.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-    {
+    match api.patch(&queue.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(Error::api("write the finalizers of the Queue")(error)),
@@ -209,20 +165,12 @@ async fn write_finalizers(
 }
 
 async fn delete(queue: &Queue, context: &Context, namespace: &str) -> Result<Action> {
-    if !queue
-        .finalizers()
-        .iter()
-        .any(|name| name == finalizer::QUEUE_DATA)
-    {
+    if !queue.finalizers().iter().any(|name| name == finalizer::QUEUE_DATA) {
         return Ok(Action::await_change());
     }
     let name = physical_name(&context.settings.installation, namespace, &queue.name_any())?;
     let outcome = delete_data(queue, context, namespace, &name).await;
-    let asked = queue
-        .metadata
-        .deletion_timestamp
-        .as_ref()
-        .map_or_else(|| context.now(), |time| time.0);
+    let asked = queue.metadata.deletion_timestamp.as_ref().map_or_else(|| context.now(), |time| time.0);
     let late = context.now().duration_since(asked)
         > k8s_openapi::jiff::SignedDuration::try_from(DELETE_DEADLINE).unwrap_or_default();
     if let Err(why) = outcome {
@@ -256,13 +204,6 @@ async fn delete_data(
     if context.lookup.broker(namespace, broker).is_none() {
         return Ok(());
     }
-    let connection = context
-        .connections
-        .get(namespace, broker)
-        .ok_or("its broker is not connected")?;
-    connection
-        .driver
-        .delete_queue(name)
-        .await
-        .map_err(|error| error.message)
+    let connection = context.connections.get(namespace, broker).ok_or("its broker is not connected")?;
+    connection.driver.delete_queue(name).await.map_err(|error| error.message)
 }

@@ -18,12 +18,7 @@ pub(super) enum Observation {
     /// The broker holds other data than before.
     BackendChanged { known: String, found: String },
     /// Declared and counted.
-    Seen {
-        name: QueueName,
-        stats: QueueStats,
-        backend_id: String,
-        max_payload: u64,
-    },
+    Seen { name: QueueName, stats: QueueStats, backend_id: String, max_payload: u64 },
 }
 
 /// The status that `observation` amounts to.
@@ -32,14 +27,12 @@ pub(super) fn status(queue: &Queue, observation: &Observation, now: Timestamp) -
     status.observed_generation = queue.metadata.generation;
     let broker = &queue.spec.broker_ref.name;
     let ready = match observation {
-        Observation::NoBroker => Reason::unknown(
-            "WaitingForBroker",
-            format!("there is no Broker {broker:?} in this namespace"),
-        ),
-        Observation::NotConnected => Reason::unknown(
-            "WaitingForBroker",
-            format!("Broker {broker:?} is not connected yet"),
-        ),
+        Observation::NoBroker => {
+            Reason::unknown("WaitingForBroker", format!("there is no Broker {broker:?} in this namespace"))
+        }
+        Observation::NotConnected => {
+            Reason::unknown("WaitingForBroker", format!("Broker {broker:?} is not connected yet"))
+        }
         Observation::Unreachable(why) => Reason::no("BrokerUnreachable", why.clone()),
         Observation::OwnedByAnother(why) => {
             Reason::no("OwnedByAnother", format!("{why}; set spec.adopt to take it over"))
@@ -55,36 +48,19 @@ pub(super) fn status(queue: &Queue, observation: &Observation, now: Timestamp) -
         }
         Observation::Seen { .. } => Reason::yes("Declared", "accepts and starts jobs"),
     };
-    match observation {
-        Observation::Seen {
-            name,
-            stats,
-            backend_id,
-            max_payload,
-        } => {
-            status.backend_id = Some(backend_id.clone());
-            status.depth = Some(depth(stats));
-            status.oldest_ready_at = stats.oldest_ready_at.and_then(time);
-            status.next_due_at = stats.next_due_at.and_then(time);
-            status.effective = Some(EffectivePolicy {
-                physical_name: name.to_string(),
-                max_payload_bytes: *max_payload,
-            });
-        }
-        // Unknown is not zero: numbers that nobody could read are taken away.
-        _ => {
-            status.depth = None;
-            status.oldest_ready_at = None;
-            status.next_due_at = None;
-        }
+    // Unknown is not zero: numbers that nobody could read are taken away.
+    status.depth = None;
+    status.oldest_ready_at = None;
+    status.next_due_at = None;
+    if let Observation::Seen { name, stats, backend_id, max_payload } = observation {
+        status.backend_id = Some(backend_id.clone());
+        status.depth = Some(depth(stats));
+        status.oldest_ready_at = stats.oldest_ready_at.and_then(time);
+        status.next_due_at = stats.next_due_at.and_then(time);
+        status.effective =
+            Some(EffectivePolicy { physical_name: name.to_string(), max_payload_bytes: *max_payload });
     }
-    set_condition(
-        &mut status.conditions,
-        condition::READY,
-        ready,
-        queue.metadata.generation,
-        now,
-    );
+    set_condition(&mut status.conditions, condition::READY, ready, queue.metadata.generation, now);
     status
 }
 
@@ -100,9 +76,7 @@ fn depth(stats: &QueueStats) -> Depth {
 
 fn time(at: longshore_drivers::Timestamp) -> Option<Time> {
     // Whole seconds: finer ones would only make writes.
-    Timestamp::from_second(at.as_millis().div_euclid(1000))
-        .ok()
-        .map(Time)
+    Timestamp::from_second(at.as_millis().div_euclid(1000)).ok().map(Time)
 }
 
 /// Whether the change deserves a write.

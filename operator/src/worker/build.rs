@@ -25,10 +25,8 @@ fn metadata(worker: &Worker, name: &str) -> Result<Value> {
 
 /// The ConfigMap with the policy.
 pub(super) fn config_map(worker: &Worker, policy: &WorkerPolicy) -> Result<Value> {
-    let text = serde_json::to_string(policy).map_err(|source| crate::error::Error::Encode {
-        what: "policy".to_owned(),
-        source,
-    })?;
+    let text = serde_json::to_string(policy)
+        .map_err(|source| crate::error::Error::Encode { what: "policy".to_owned(), source })?;
     Ok(json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -45,11 +43,7 @@ pub(super) fn template_hash(spec: &WorkerSpec, brokers: &[String]) -> String {
         "concurrency": spec.concurrency,
         "brokers": brokers,
     });
-    Sha256::digest(written.to_string().as_bytes())
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(written.to_string().as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The pod template to ask for, and the sidecar image in it.
@@ -62,10 +56,7 @@ pub(super) fn pod_template(
 ) -> (Value, String) {
     let keep = injection.spec.sidecar_upgrade_policy == SidecarUpgradePolicy::OnTemplateChange;
     let live = live.filter(|live| {
-        keep && live
-            .annotations()
-            .get(annotation::TEMPLATE_HASH)
-            .is_some_and(|old| old == hash)
+        keep && live.annotations().get(annotation::TEMPLATE_HASH).is_some_and(|old| old == hash)
     });
     let kept = live.and_then(|live| {
         let image = live.annotations().get(annotation::SIDECAR_IMAGE)?.clone();

@@ -1,7 +1,7 @@
 //! Puts the sidecar into a pod template. Pure: JSON in, JSON out.
 
 use crate::{broker::token_secret_name, cli::Settings};
-use longshore_crds::{Handler, WorkerSpec, label};
+use longshore_crds::{WorkerSpec, label};
 use serde_json::{Map, Value, json};
 
 /// The sidecar's container.
@@ -34,14 +34,8 @@ impl Injection<'_> {
         labels.insert(label::MANAGED_BY.to_owned(), json!(label::MANAGED_BY_VALUE));
         let pod = object(&mut template, &["spec"]);
         let grace = i64::try_from(self.spec.drain_timeout.get().as_secs()).unwrap_or(0) + GRACE_BEYOND_DRAIN;
-        let asked = pod
-            .get("terminationGracePeriodSeconds")
-            .and_then(Value::as_i64)
-            .unwrap_or(0);
-        pod.insert(
-            "terminationGracePeriodSeconds".to_owned(),
-            json!(asked.max(grace)),
-        );
+        let asked = pod.get("terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
+        pod.insert("terminationGracePeriodSeconds".to_owned(), json!(asked.max(grace)));
         for container in list(pod, "containers") {
             self.app(container);
         }
@@ -64,9 +58,7 @@ impl Injection<'_> {
             ("LONGSHORE_TOKEN_FILE", format!("{TOKEN_DIR}/token")),
             ("LONGSHORE_WORKER", self.worker.to_owned()),
         ];
-        let missing = ours
-            .into_iter()
-            .filter(|(name, _)| !names.iter().any(|taken| taken == name));
+        let missing = ours.into_iter().filter(|(name, _)| !names.iter().any(|taken| taken == name));
         list(container, "env").extend(missing.map(|(name, value)| json!({ "name": name, "value": value })));
         list(container, "volumeMounts")
             .push(json!({ "name": "longshore-token", "mountPath": TOKEN_DIR, "readOnly": true }));
@@ -151,24 +143,10 @@ pub(super) fn is_reserved_volume(name: &str) -> bool {
 
 /// App containers that bring a preStop hook of their own.
 pub(super) fn own_hooks(template: &Value) -> Vec<&str> {
-    let containers = template
-        .pointer("/spec/containers")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let hooked = containers.filter(|container| {
-        container
-            .pointer("/lifecycle/preStop")
-            .is_some_and(|hook| !hook.is_null())
-    });
-    hooked
-        .filter_map(|container| container["name"].as_str())
-        .collect()
-}
-
-/// The port that jobs are pushed to.
-pub(super) fn handler_port(handler: &Handler) -> Option<u16> {
-    handler.http.as_ref().map(|http| http.port)
+    let containers = template.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten();
+    let hooked = containers
+        .filter(|container| container.pointer("/lifecycle/preStop").is_some_and(|hook| !hook.is_null()));
+    hooked.filter_map(|container| container["name"].as_str()).collect()
 }
 
 /// The object at `path`, made where it is missing.

@@ -71,38 +71,22 @@ pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationT
         watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
     let controller = Controller::new(scope.api::<Worker>(client), watcher::Config::default());
     let workers = controller.store();
-    let desk = Arc::new(Desk {
-        context: context.clone(),
-        workers: workers.clone(),
-        memory: Mutex::default(),
-    });
+    let desk =
+        Arc::new(Desk { context: context.clone(), workers: workers.clone(), memory: Mutex::default() });
     let by_queue = workers.clone();
     let by_broker = workers.clone();
     controller
         .with_config(Config::default().concurrency(8))
         .owns(scope.api::<Deployment>(client), owned)
-        .watches(
-            scope.api::<Queue>(client),
-            watcher::Config::default(),
-            move |queue: Queue| {
-                on_queue(
-                    &by_queue,
-                    &queue.namespace().unwrap_or_default(),
-                    &queue.name_any(),
-                )
-            },
-        )
-        .watches(
-            scope.api::<Broker>(client),
-            watcher::Config::default(),
-            move |broker: Broker| {
-                let namespace = broker.namespace();
-                let all = by_broker.state();
-                let near = all.iter().filter(|worker| worker.namespace() == namespace);
-                near.map(|worker| ObjectRef::from_obj(&**worker))
-                    .collect::<Vec<_>>()
-            },
-        )
+        .watches(scope.api::<Queue>(client), watcher::Config::default(), move |queue: Queue| {
+            on_queue(&by_queue, &queue.namespace().unwrap_or_default(), &queue.name_any())
+        })
+        .watches(scope.api::<Broker>(client), watcher::Config::default(), move |broker: Broker| {
+            let namespace = broker.namespace();
+            let all = by_broker.state();
+            let near = all.iter().filter(|worker| worker.namespace() == namespace);
+            near.map(|worker| ObjectRef::from_obj(&**worker)).collect::<Vec<_>>()
+        })
         .reconcile_on(woken(workers, &context))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
@@ -120,12 +104,7 @@ fn on_queue(workers: &Store<Worker>, namespace: &str, queue: &str) -> Vec<Object
         worker.namespace().as_deref() == Some(namespace)
             && worker.spec.queues.iter().any(|item| item.name == queue)
     };
-    workers
-        .state()
-        .iter()
-        .filter(hit)
-        .map(|worker| ObjectRef::from_obj(&**worker))
-        .collect()
+    workers.state().iter().filter(hit).map(|worker| ObjectRef::from_obj(&**worker)).collect()
 }
 
 /// Workers whose queues have new work.
@@ -146,23 +125,17 @@ fn woken(
     hints.flat_map(move |(namespace, queue)| {
         // A Worker that has pods looks by itself every second.
         let asleep = |worker: &ObjectRef<Worker>| {
-            workers.get(worker).is_none_or(|worker| {
-                worker
-                    .status
-                    .as_ref()
-                    .is_none_or(|status| status.desired_replicas == 0)
-            })
+            workers
+                .get(worker)
+                .is_none_or(|worker| worker.status.as_ref().is_none_or(|status| status.desired_replicas == 0))
         };
-        let hit: Vec<_> = on_queue(&workers, &namespace, &queue)
-            .into_iter()
-            .filter(asleep)
-            .collect();
+        let hit: Vec<_> = on_queue(&workers, &namespace, &queue).into_iter().filter(asleep).collect();
         futures::stream::iter(hit)
     })
 }
 
 async fn reconcile(worker: Arc<Worker>, desk: Arc<Desk>) -> Result<Action> {
-    guarded(&desk.context, "Worker", reconcile_inner(&worker, &desk)).await
+    guarded(&desk.context, "Worker", Box::pin(reconcile_inner(&worker, &desk))).await
 }
 
 async fn reconcile_inner(worker: &Worker, desk: &Desk) -> Result<Action> {
@@ -177,13 +150,8 @@ async fn reconcile_inner(worker: &Worker, desk: &Desk) -> Result<Action> {
         return Err(Error::LeadershipLost);
     }
     if let Err(refusal) = validate::validate(&worker.spec) {
-        return block(
-            worker,
-            context,
-            Reason::no(refusal.reason, refusal.message),
-            Action::await_change(),
-        )
-        .await;
+        return block(worker, context, Reason::no(refusal.reason, refusal.message), Action::await_change())
+            .await;
     }
     let queues = match observe::queues(context, worker, &namespace)? {
         Ok(queues) => queues,
@@ -203,6 +171,21 @@ async fn reconcile_inner(worker: &Worker, desk: &Desk) -> Result<Action> {
     action
 }
 
+/// What was seen and decided in one look.
+struct Look<'a> {
+    worker: &'a Worker,
+    namespace: &'a str,
+    queues: &'a [BoundQueue],
+    live: Option<Deployment>,
+    demands: Vec<scale::Demand>,
+    /// The names of the Brokers of its queues, each once, in order.
+    brokers: Vec<String>,
+    hash: String,
+    proven: Option<String>,
+    current: u32,
+    decision: Decision,
+}
+
 /// Decides, acts and reports.
 async fn advance(
     worker: &Worker,
@@ -212,74 +195,19 @@ async fn advance(
     queues: &[BoundQueue],
 ) -> Result<Action> {
     let context = &desk.context;
-    let live = observe::deployment(context, namespace, &worker.name_any()).await?;
-    let demands = observe::demands(context, worker, queues, &desk.workers).await;
-    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.broker.clone()).collect();
-    brokers.sort();
-    brokers.dedup();
-    let hash = build::template_hash(&worker.spec, &brokers);
-    let proven = proven(worker, live.as_ref(), &hash);
     let mut memory = desk.recall(uid);
-    let current = live
-        .as_ref()
-        .and_then(|live| live.spec.as_ref()?.replicas)
-        .unwrap_or(0);
-    let current = u32::try_from(current).unwrap_or(0);
-    let decision = scale::decide(&inputs(
-        worker,
-        &demands,
-        current,
-        proven.as_deref() == Some(&hash),
-        &memory,
-    ));
-    memory.learn(&decision, current);
-
-    let lowering = decision.desired < current;
-    let ask = current > 0 && (lowering || memory.asked_at.is_none_or(|at| at.elapsed() >= ASK_PODS_EVERY));
-    let pods = if ask {
-        Some(pods::look(context, namespace, &worker.name_any()).await?)
-    } else {
-        None
-    };
-    if ask {
-        memory.asked_at = Some(Instant::now());
-    }
-    let victims = match (&pods, lowering) {
-        (Some(pods), true) => pods::victims(pods, (current - decision.desired) as usize),
-        _ => Vec::new(),
-    };
-    let policy = policy::policy(
-        namespace,
-        &worker.name_any(),
-        &worker.spec,
-        queues,
-        victims.clone(),
-    );
-    apply::<ConfigMap>(&context.client, namespace, &build::config_map(worker, &policy)?).await?;
-    if let (Some(pods), true) = (&pods, lowering && decision.desired > 0) {
-        pods::mark(context, namespace, pods, &victims).await;
-    }
-    let name = build::policy_name(&worker.name_any());
-    let injection = Injection {
-        worker: &worker.name_any(),
-        spec: &worker.spec,
-        settings: &context.settings,
-        image: &context.settings.sidecar_image,
-        policy: &name,
-        brokers: &brokers,
-    };
-    let (template, image) = build::pod_template(&injection, &hash, live.as_ref());
-    let wanted = build::deployment(worker, &template, &hash, &image, decision.desired)?;
-    let deployment: Deployment = apply(&context.client, namespace, &wanted).await?;
-    announce(context, worker, current, live.is_some(), &decision).await;
-
+    let look = look(worker, desk, namespace, queues, &mut memory).await?;
+    let decision = &look.decision;
+    let pods = ask_pods(context, &look, &mut memory).await?;
+    let (deployment, image) = act(context, &look, pods.as_deref()).await?;
+    announce(context, worker, look.current, look.live.is_some(), decision).await;
     let seeing = report::Seeing {
         deployment: &deployment,
-        decision: &decision,
-        demands: &demands,
+        decision,
+        demands: &look.demands,
         pods: pods.as_deref(),
         image: &image,
-        proven,
+        proven: look.proven.clone(),
     };
     let now = context.now();
     let next = report::status(worker, &seeing, now);
@@ -289,9 +217,75 @@ async fn advance(
         memory.written_at = Some(now);
     }
     desk.remember(uid, memory);
-    let quiet =
-        !decision.busy && decision.desired == worker.spec.scaling.min_replicas && decision.desired == current;
+    let at_rest = decision.desired == worker.spec.scaling.min_replicas && decision.desired == look.current;
+    let quiet = !decision.busy && at_rest;
     Ok(Action::requeue(if quiet { LOOK_IDLE } else { LOOK_BUSY }))
+}
+
+async fn look<'a>(
+    worker: &'a Worker,
+    desk: &Desk,
+    namespace: &'a str,
+    queues: &'a [BoundQueue],
+    memory: &mut Memory,
+) -> Result<Look<'a>> {
+    let live = observe::deployment(&desk.context, namespace, &worker.name_any()).await?;
+    let demands = observe::demands(&desk.context, worker, queues, &desk.workers).await;
+    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.broker.clone()).collect();
+    brokers.sort();
+    brokers.dedup();
+    let hash = build::template_hash(&worker.spec, &brokers);
+    let proven = proven(worker, live.as_ref(), &hash);
+    let current = live.as_ref().and_then(|live| live.spec.as_ref()?.replicas).unwrap_or(0);
+    let current = u32::try_from(current).unwrap_or(0);
+    let is_proven = proven.as_deref() == Some(&hash);
+    let decision = scale::decide(&inputs(worker, &demands, current, is_proven, memory));
+    memory.learn(&decision, current);
+    Ok(Look { worker, namespace, queues, live, demands, brokers, hash, proven, current, decision })
+}
+
+/// Asks the sidecars now and then, and whenever pods have to be chosen.
+async fn ask_pods(
+    context: &Context,
+    look: &Look<'_>,
+    memory: &mut Memory,
+) -> Result<Option<Vec<pods::Seen>>> {
+    let lowering = look.decision.desired < look.current;
+    let due = memory.asked_at.is_none_or(|at| at.elapsed() >= ASK_PODS_EVERY);
+    if look.current == 0 || !(lowering || due) {
+        return Ok(None);
+    }
+    memory.asked_at = Some(Instant::now());
+    pods::look(context, look.namespace, &look.worker.name_any()).await.map(Some)
+}
+
+/// Applies the policy and the Deployment. Those to be retired hear of it first.
+async fn act(
+    context: &Context,
+    look: &Look<'_>,
+    pods: Option<&[pods::Seen]>,
+) -> Result<(Deployment, String)> {
+    let Look { worker, namespace, decision, .. } = look;
+    let pods = pods.unwrap_or_default();
+    let retired = look.current.saturating_sub(decision.desired) as usize;
+    let victims = pods::victims(pods, retired);
+    let name = worker.name_any();
+    let policy = policy::policy(namespace, &name, &worker.spec, look.queues, victims.clone());
+    apply::<ConfigMap>(&context.client, namespace, &build::config_map(worker, &policy)?).await?;
+    if retired > 0 && decision.desired > 0 {
+        pods::mark(context, namespace, pods, &victims).await;
+    }
+    let injection = Injection {
+        worker: &name,
+        spec: &worker.spec,
+        settings: &context.settings,
+        image: &context.settings.sidecar_image,
+        policy: &build::policy_name(&name),
+        brokers: &look.brokers,
+    };
+    let (template, image) = build::pod_template(&injection, &look.hash, look.live.as_ref());
+    let wanted = build::deployment(worker, &template, &look.hash, &image, decision.desired)?;
+    Ok((apply(&context.client, namespace, &wanted).await?, image))
 }
 
 fn inputs(worker: &Worker, demands: &[scale::Demand], current: u32, proven: bool, memory: &Memory) -> Inputs {
@@ -313,39 +307,26 @@ fn inputs(worker: &Worker, demands: &[scale::Demand], current: u32, proven: bool
 
 /// The hash of the newest template of which a pod was ready once.
 fn proven(worker: &Worker, live: Option<&Deployment>, hash: &str) -> Option<String> {
-    let known = worker
-        .status
-        .as_ref()
-        .and_then(|status| status.ready_template_hash.clone());
+    let known = worker.status.as_ref().and_then(|status| status.ready_template_hash.clone());
     if known.as_deref() == Some(hash) {
         return known;
     }
     let live = live?;
     let status = live.status.as_ref()?;
-    let current = live
-        .annotations()
-        .get(longshore_crds::annotation::TEMPLATE_HASH)
-        .is_some_and(|old| old == hash)
-        && status.observed_generation == live.metadata.generation;
+    let current =
+        live.annotations().get(longshore_crds::annotation::TEMPLATE_HASH).is_some_and(|old| old == hash)
+            && status.observed_generation == live.metadata.generation;
     let ready = status.updated_replicas.unwrap_or(0) > 0
         && status.ready_replicas.unwrap_or(0) >= 1
         && status.updated_replicas == status.replicas;
-    if current && ready {
-        Some(hash.to_owned())
-    } else {
-        known
-    }
+    if current && ready { Some(hash.to_owned()) } else { known }
 }
 
 async fn announce(context: &Context, worker: &Worker, current: u32, existed: bool, decision: &Decision) {
     if current == decision.desired || !existed {
         return;
     }
-    let reason = if decision.desired > current {
-        "ScaledUp"
-    } else {
-        "ScaledDown"
-    };
+    let reason = if decision.desired > current { "ScaledUp" } else { "ScaledDown" };
     let note = format!("from {current} to {}", decision.message);
     event(context, worker, false, reason, "Scale", note).await;
 }
@@ -370,27 +351,16 @@ async fn block(worker: &Worker, context: &Context, reason: Reason, action: Actio
 impl Desk {
     fn recall(&self, uid: &str) -> Memory {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = Memory {
-            busy_at: Instant::now(),
-            lower_since: None,
-            asked_at: None,
-            written_at: None,
-        };
+        let fresh = Memory { busy_at: Instant::now(), lower_since: None, asked_at: None, written_at: None };
         memory.get(uid).copied().unwrap_or(fresh)
     }
 
     fn remember(&self, uid: &str, memory: Memory) {
-        self.memory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(uid.to_owned(), memory);
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), memory);
     }
 
     fn forget(&self, uid: &str) {
-        self.memory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
 

@@ -44,19 +44,13 @@ pub(super) fn queues(
     for reference in &worker.spec.queues {
         let Some(queue) = context.lookup.queue(namespace, &reference.name) else {
             let message = format!("there is no Queue {:?} in this namespace", reference.name);
-            return Ok(Err(Missing {
-                reason: "WaitingForQueue",
-                message,
-            }));
+            return Ok(Err(Missing { reason: "WaitingForQueue", message }));
         };
         let broker = queue.spec.broker_ref.name.clone();
         let found = context.lookup.broker(namespace, &broker);
         let Some(url) = found.and_then(|broker| broker.status.as_ref()?.url.clone()) else {
             let message = format!("Broker {broker:?} of Queue {:?} is not there yet", reference.name);
-            return Ok(Err(Missing {
-                reason: "WaitingForBroker",
-                message,
-            }));
+            return Ok(Err(Missing { reason: "WaitingForBroker", message }));
         };
         let physical =
             crate::queue::physical_name(&context.settings.installation, namespace, &reference.name)?;
@@ -84,13 +78,7 @@ pub(super) async fn demands(
     let counted = queues.iter().map(|bound| {
         let connection = context.connections.get(&namespace, &bound.broker);
         let share = share(worker, &namespace, &bound.name, &all);
-        async move {
-            demand(
-                &stats(connection, &bound.physical).await,
-                share,
-                bound.queue.spec.suspend,
-            )
-        }
+        async move { demand(&stats(connection, &bound.physical).await, share, bound.queue.spec.suspend) }
     });
     join_all(counted).await
 }
@@ -107,9 +95,7 @@ async fn stats(connection: Option<Connection>, queue: &QueueName) -> QueueStats 
 }
 
 fn demand(stats: &QueueStats, share: u64, suspended: bool) -> Demand {
-    let service = stats
-        .service_time_ms
-        .filter(|time| time.is_finite() && *time >= 0.0);
+    let service = stats.service_time_ms.filter(|time| time.is_finite() && *time >= 0.0);
     Demand {
         ready: stats.ready,
         active: stats.active,
@@ -132,17 +118,11 @@ fn share(worker: &Worker, namespace: &str, queue: &str, all: &[Arc<Worker>]) -> 
             && other.spec.queues.iter().any(|reference| reference.name == queue)
     };
     let total: u64 = all.iter().filter(on_queue).map(|other| capacity(other)).sum();
-    if total == 0 {
-        1000
-    } else {
-        (capacity(worker) * 1000).div_ceil(total).min(1000)
-    }
+    if total == 0 { 1000 } else { (capacity(worker) * 1000).div_ceil(total).min(1000) }
 }
 
 /// The Deployment as it is.
 pub(super) async fn deployment(context: &Context, namespace: &str, name: &str) -> Result<Option<Deployment>> {
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), namespace);
-    api.get_opt(name)
-        .await
-        .map_err(Error::api(format!("get Deployment {name:?}")))
+    api.get_opt(name).await.map_err(Error::api(format!("get Deployment {name:?}")))
 }

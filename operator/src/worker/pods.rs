@@ -53,15 +53,9 @@ pub(super) struct Seen {
 pub(super) async fn look(context: &Context, namespace: &str, worker: &str) -> Result<Vec<Seen>> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let selector = ListParams::default().labels(&format!("{}={worker}", label::WORKER));
-    let pods = api
-        .list(&selector)
-        .await
-        .map_err(Error::api("list the pods of the Worker"))?;
-    let staying = pods
-        .items
-        .into_iter()
-        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-        .take(MAX_ASKED);
+    let pods = api.list(&selector).await.map_err(Error::api("list the pods of the Worker"))?;
+    let staying =
+        pods.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).take(MAX_ASKED);
     Ok(join_all(staying.map(ask)).await)
 }
 
@@ -71,16 +65,9 @@ async fn ask(pod: Pod) -> Seen {
     let Some(address) = address else {
         return Seen { name, status: None };
     };
-    let host = if address.contains(':') {
-        format!("[{address}]")
-    } else {
-        address
-    };
+    let host = if address.contains(':') { format!("[{address}]") } else { address };
     let url = format!("http://{host}:{}/status", super::inject::ADMIN_PORT);
-    let status = tokio::time::timeout(STATUS_TIMEOUT, fetch(&url))
-        .await
-        .ok()
-        .flatten();
+    let status = tokio::time::timeout(STATUS_TIMEOUT, fetch(&url)).await.ok().flatten();
     Seen { name, status }
 }
 
@@ -88,11 +75,7 @@ async fn ask(pod: Pod) -> Seen {
 async fn fetch(url: &str) -> Option<Status> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<bytes::Bytes>>();
     let answer = client.get(url.parse().ok()?).await.ok()?;
-    let body = Limited::new(answer.into_body(), MAX_ANSWER)
-        .collect()
-        .await
-        .ok()?
-        .to_bytes();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.ok()?.to_bytes();
     serde_json::from_slice(&body).ok()
 }
 
@@ -105,28 +88,19 @@ pub(super) fn victims(pods: &[Seen], count: usize) -> Vec<String> {
 
 /// Pods that can't be asked count as a little busy: worse victims than idle ones, better than those known to work.
 fn cost(pod: &Seen) -> i32 {
-    pod.status
-        .as_ref()
-        .map_or(1, |status| match status.in_flight + status.unsettled {
-            0 => 0,
-            busy => i32::try_from(busy).unwrap_or(i32::MAX - 1000).saturating_add(100),
-        })
+    pod.status.as_ref().map_or(1, |status| match status.in_flight + status.unsettled {
+        0 => 0,
+        busy => i32::try_from(busy).unwrap_or(i32::MAX - 1000).saturating_add(100),
+    })
 }
 
-/// Tells the ReplicaSet's controller whom to take first.
+/// Tells the controller of pods whom to take first.
 pub(super) async fn mark(context: &Context, namespace: &str, pods: &[Seen], victims: &[String]) {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     for pod in pods {
-        let cost = if victims.contains(&pod.name) {
-            -1
-        } else {
-            cost(pod)
-        };
+        let cost = if victims.contains(&pod.name) { -1 } else { cost(pod) };
         let patch = json!({ "metadata": { "annotations": { DELETION_COST: cost.to_string() } } });
-        if let Err(error) = api
-            .patch(&pod.name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-        {
+        if let Err(error) = api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             tracing::debug!(pod = pod.name, %error, "deletion cost was not set");
         }
     }
@@ -139,21 +113,13 @@ mod tests {
     fn pod(name: &str, busy: Option<u32>) -> Seen {
         Seen {
             name: name.to_owned(),
-            status: busy.map(|in_flight| Status {
-                in_flight,
-                ..Status::default()
-            }),
+            status: busy.map(|in_flight| Status { in_flight, ..Status::default() }),
         }
     }
 
     #[test]
     fn idle_pods_go_first_then_unknown_ones_then_the_least_busy() {
-        let pods = [
-            pod("busy", Some(9)),
-            pod("unknown", None),
-            pod("idle", Some(0)),
-            pod("light", Some(1)),
-        ];
+        let pods = [pod("busy", Some(9)), pod("unknown", None), pod("idle", Some(0)), pod("light", Some(1))];
         assert_eq!(victims(&pods, 3), ["idle", "unknown", "light"]);
     }
 }

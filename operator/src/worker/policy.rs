@@ -29,10 +29,7 @@ pub(super) fn policy(
         concurrency: spec.concurrency,
         drain_timeout: spec.drain_timeout.get(),
         handler: match &spec.handler.http {
-            Some(http) => Handler::Http {
-                port: http.port,
-                path: http.path.clone(),
-            },
+            Some(http) => Handler::Http { port: http.port, path: http.path.clone() },
             None => Handler::Pull {},
         },
         brokers,

@@ -21,13 +21,7 @@ pub(super) fn blocked(worker: &Worker, ready: Reason, now: Timestamp) -> WorkerS
     let mut status = worker.status.clone().unwrap_or_default();
     status.observed_generation = worker.metadata.generation;
     status.selector = selector(worker);
-    set_condition(
-        &mut status.conditions,
-        condition::READY,
-        ready,
-        worker.metadata.generation,
-        now,
-    );
+    set_condition(&mut status.conditions, condition::READY, ready, worker.metadata.generation, now);
     status
 }
 
@@ -82,26 +76,16 @@ fn conditions(worker: &Worker, seeing: &Seeing<'_>, status: &WorkerStatus) -> Ve
     let desired = i32::try_from(status.desired_replicas).unwrap_or(i32::MAX);
     let ready = if status.ready_replicas >= desired {
         let reason = if desired == 0 { "ScaledToZero" } else { "PodsReady" };
-        Reason::yes(
-            reason,
-            format!(
-                "{} of {desired} pods are ready",
-                status.ready_replicas.min(desired)
-            ),
-        )
+        Reason::yes(reason, format!("{} of {desired} pods are ready", status.ready_replicas.min(desired)))
     } else {
-        Reason::no(
-            "WaitingForPods",
-            format!("{} of {desired} pods are ready", status.ready_replicas),
-        )
+        Reason::no("WaitingForPods", format!("{} of {desired} pods are ready", status.ready_replicas))
     };
     let scaling = match seeing.decision.basis {
         Basis::Pinned => Reason::no("Pinned", seeing.decision.message.clone()),
         Basis::Unknown => Reason::no("BrokerUnreachable", seeing.decision.message.clone()),
-        Basis::Unproven => Reason::no(
-            "NeverReady",
-            "no pod of this template was ready yet: only one is started",
-        ),
+        Basis::Unproven => {
+            Reason::no("NeverReady", "no pod of this template was ready yet: only one is started")
+        }
         Basis::Work | Basis::Idle => Reason::yes("FollowingWork", "the work says how many pods there are"),
     };
     let hooks = own_hooks(&worker.spec.template.0);
@@ -116,20 +100,15 @@ fn conditions(worker: &Worker, seeing: &Seeing<'_>, status: &WorkerStatus) -> Ve
             ),
         )
     };
-    let mut all = vec![
-        (condition::READY, ready),
-        (condition::SCALING_ACTIVE, scaling),
-        (condition::DRAIN_HOOK, hook),
-    ];
+    let mut all =
+        vec![(condition::READY, ready), (condition::SCALING_ACTIVE, scaling), (condition::DRAIN_HOOK, hook)];
     all.extend(seeing.pods.map(faults).unwrap_or_default());
     all
 }
 
 fn faults(pods: &[Seen]) -> Vec<(&'static str, Reason)> {
-    let told: Vec<_> = pods
-        .iter()
-        .filter_map(|pod| pod.status.as_ref().map(|status| &status.faults))
-        .collect();
+    let told: Vec<_> =
+        pods.iter().filter_map(|pod| pod.status.as_ref().map(|status| &status.faults)).collect();
     if told.is_empty() {
         return Vec::new();
     }
@@ -146,10 +125,7 @@ fn faults(pods: &[Seen]) -> Vec<(&'static str, Reason)> {
         || Reason::yes("Accepted", "the app accepts the sidecar's requests"),
         |message| Reason::no("Refused", message),
     );
-    vec![
-        (condition::HANDLER_ROUTABLE, routable),
-        (condition::HANDLER_AUTHORIZED, authorized),
-    ]
+    vec![(condition::HANDLER_ROUTABLE, routable), (condition::HANDLER_AUTHORIZED, authorized)]
 }
 
 fn whole_seconds(now: Timestamp) -> Option<Time> {

@@ -82,13 +82,7 @@ pub(super) fn decide(inputs: &Inputs) -> Decision {
     let load = load(inputs);
     let wanted = load.pods(inputs).clamp(inputs.min, inputs.max.max(inputs.min));
     let busy = load.ready > 0 || load.active > 0 || load.due_soon;
-    let made = |desired, basis, message: String| Decision {
-        desired,
-        basis,
-        message,
-        busy,
-        wanted,
-    };
+    let made = |desired, basis, message: String| Decision { desired, basis, message, busy, wanted };
     if let Some(pinned) = inputs.pinned {
         return made(pinned, Basis::Pinned, format!("spec.replicas pins {pinned}"));
     }
@@ -117,11 +111,8 @@ pub(super) fn decide(inputs: &Inputs) -> Decision {
         let desired = if held { inputs.current } else { wanted.max(1) };
         return made(desired, Basis::Work, format!("{desired}: {told}"));
     }
-    let desired = if inputs.idle_for >= inputs.idle_timeout {
-        inputs.min
-    } else {
-        inputs.current.max(inputs.min)
-    };
+    let desired =
+        if inputs.idle_for >= inputs.idle_timeout { inputs.min } else { inputs.current.max(inputs.min) };
     made(desired, Basis::Idle, format!("{desired}: nothing to do"))
 }
 
@@ -136,14 +127,7 @@ struct Load {
 }
 
 fn load(inputs: &Inputs) -> Load {
-    let mut load = Load {
-        ready: 0,
-        active: 0,
-        work: 0,
-        due_soon: false,
-        unknown: false,
-        measured: None,
-    };
+    let mut load = Load { ready: 0, active: 0, work: 0, due_soon: false, unknown: false, measured: None };
     for demand in &inputs.demands {
         let (Some(ready), Some(active)) = (demand.ready, demand.active) else {
             load.unknown = true;
@@ -171,23 +155,14 @@ impl Load {
         let backlog = self.work.div_ceil(inputs.target.as_millis().max(1) * slots);
         // More pods than one slot for each job would have nothing to do.
         let useful = (u128::from(self.ready) + u128::from(self.active)).div_ceil(slots);
-        let pods = (running.max(1) + backlog)
-            .min(useful)
-            .max(running)
-            .max(u128::from(self.due_soon));
+        let pods = (running.max(1) + backlog).min(useful).max(running).max(u128::from(self.due_soon));
         u32::try_from(pods).unwrap_or(u32::MAX)
     }
 
     fn tell(&self, inputs: &Inputs) -> String {
-        let pace = self
-            .measured
-            .map_or_else(String::new, |time| format!(", {:.2} s a job", time.as_secs_f64()));
-        format!(
-            "{} waiting, {} running{pace}, target {} s",
-            self.ready,
-            self.active,
-            inputs.target.as_secs()
-        )
+        let pace =
+            self.measured.map_or_else(String::new, |time| format!(", {:.2} s a job", time.as_secs_f64()));
+        format!("{} waiting, {} running{pace}, target {} s", self.ready, self.active, inputs.target.as_secs())
     }
 }
 
@@ -260,10 +235,7 @@ mod tests {
 
     #[test]
     fn suspended_queues_count_only_what_runs() {
-        assert_eq!(
-            desired(|it| it.demands[0].suspended = true, 500, 0),
-            (0, Basis::Idle)
-        );
+        assert_eq!(desired(|it| it.demands[0].suspended = true, 500, 0), (0, Basis::Idle));
         let running = |it: &mut Inputs| {
             it.demands[0].suspended = true;
             it.current = 2;
@@ -279,10 +251,7 @@ mod tests {
         };
         assert_eq!(desired(unknown, 0, 0), (7, Basis::Unknown));
         let one_known = |it: &mut Inputs| {
-            it.demands.push(Demand {
-                ready: None,
-                ..demand(0, 0)
-            });
+            it.demands.push(Demand { ready: None, ..demand(0, 0) });
             it.current = 3;
         };
         assert_eq!(desired(one_known, 10_000, 0), (3, Basis::Unknown));

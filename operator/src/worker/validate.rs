@@ -12,10 +12,7 @@ pub(super) struct Refusal {
 }
 
 fn invalid(message: impl Into<String>) -> Refusal {
-    Refusal {
-        reason: "InvalidTemplate",
-        message: message.into(),
-    }
+    Refusal { reason: "InvalidTemplate", message: message.into() }
 }
 
 /// Checks what the schema can't.
@@ -23,21 +20,16 @@ pub(super) fn validate(spec: &WorkerSpec) -> Result<(), Refusal> {
     let pod = &spec.template.0["spec"];
     let containers = items(pod, "containers");
     if containers.is_empty() {
-        return Err(invalid(
-            "spec.template.spec.containers is empty: there is nothing to hand jobs to",
-        ));
+        return Err(invalid("spec.template.spec.containers is empty: there is nothing to hand jobs to"));
     }
     for container in containers.iter().chain(&items(pod, "initContainers")) {
         let name = container["name"].as_str().unwrap_or_default();
         if name == SIDECAR {
-            return Err(invalid(format!(
-                "spec.template: the container name {SIDECAR} belongs to Longshore"
-            )));
+            return Err(invalid(format!("spec.template: the container name {SIDECAR} belongs to Longshore")));
         }
         let ports = items(container, "ports");
-        if let Some(port) = ports
-            .iter()
-            .find_map(|port| port["containerPort"].as_u64().filter(|port| is_ours(*port)))
+        if let Some(port) =
+            ports.iter().find_map(|port| port["containerPort"].as_u64().filter(|port| is_ours(*port)))
         {
             return Err(invalid(format!(
                 "spec.template: container {name} uses port {port}, which belongs to the sidecar"
@@ -48,14 +40,9 @@ pub(super) fn validate(spec: &WorkerSpec) -> Result<(), Refusal> {
         .iter()
         .find_map(|volume| volume["name"].as_str().filter(|name| is_reserved_volume(name)))
     {
-        return Err(invalid(format!(
-            "spec.template: the volume name {volume} belongs to Longshore"
-        )));
+        return Err(invalid(format!("spec.template: the volume name {volume} belongs to Longshore")));
     }
-    if pod["restartPolicy"]
-        .as_str()
-        .is_some_and(|policy| policy != "Always")
-    {
+    if pod["restartPolicy"].as_str().is_some_and(|policy| policy != "Always") {
         return Err(invalid("spec.template.spec.restartPolicy must be Always"));
     }
     if pod["hostNetwork"].as_bool() == Some(true) {
@@ -130,21 +117,9 @@ mod tests {
                 "InvalidTemplate",
                 "longshore-token",
             ),
-            (
-                json!({ "containers": app, "restartPolicy": "Never" }),
-                "InvalidTemplate",
-                "restartPolicy",
-            ),
-            (
-                json!({ "containers": app, "hostNetwork": true }),
-                "InvalidTemplate",
-                "hostNetwork",
-            ),
-            (
-                json!({ "containers": app, "terminationGracePeriodSeconds": 74 }),
-                "GracePeriodTooShort",
-                "75",
-            ),
+            (json!({ "containers": app, "restartPolicy": "Never" }), "InvalidTemplate", "restartPolicy"),
+            (json!({ "containers": app, "hostNetwork": true }), "InvalidTemplate", "hostNetwork"),
+            (json!({ "containers": app, "terminationGracePeriodSeconds": 74 }), "GracePeriodTooShort", "75"),
         ] {
             let refusal = validate(&spec(&pod)).unwrap_err();
             assert_eq!(refusal.reason, reason, "{pod}");

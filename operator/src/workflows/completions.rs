@@ -35,9 +35,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     loop {
         let open = context.connections.all();
         readers.retain(|key, (fingerprint, task)| {
-            let same = open
-                .get(key)
-                .is_some_and(|connection| &connection.fingerprint == fingerprint);
+            let same = open.get(key).is_some_and(|connection| &connection.fingerprint == fingerprint);
             if !same {
                 task.abort();
             }
@@ -66,16 +64,8 @@ async fn read(context: Arc<Context>, broker: BrokerKey, connection: Connection) 
             continue;
         }
         // Until the first end was seen nothing may be performed, so don't sit waiting for more.
-        let wait = if context.inbox.is_caught_up(&broker) {
-            Duration::from_secs(20)
-        } else {
-            Duration::ZERO
-        };
-        let request = ReadCompletions {
-            max: PAGE,
-            wait,
-            lease: ReadCompletions::MAX_LEASE,
-        };
+        let wait = if context.inbox.is_caught_up(&broker) { Duration::from_secs(20) } else { Duration::ZERO };
+        let request = ReadCompletions { max: PAGE, wait, lease: ReadCompletions::MAX_LEASE };
         let page = match connection.driver.completions(&context.address, request).await {
             Ok(page) => page,
             Err(error) => {
@@ -90,11 +80,7 @@ async fn read(context: Arc<Context>, broker: BrokerKey, connection: Connection) 
         let leases_over = started.elapsed() > ReadCompletions::MAX_LEASE;
         if !full && (page.caught_up || leases_over) {
             if context.inbox.set_caught_up(&broker) {
-                tracing::info!(
-                    namespace = broker.0,
-                    broker = broker.1,
-                    "completions were read to their end"
-                );
+                tracing::info!(namespace = broker.0, broker = broker.1, "completions were read to their end");
             }
         } else if !full {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -112,11 +98,7 @@ async fn receive(
     let mut parked = Vec::new();
     for completion in completions {
         match serde_json::from_str::<Origin>(&completion.context) {
-            Ok(origin) => arrivals.push(Arrived {
-                broker: broker.clone(),
-                origin,
-                completion,
-            }),
+            Ok(origin) => arrivals.push(Arrived { broker: broker.clone(), origin, completion }),
             Err(error) => {
                 tracing::warn!(job = %completion.job, queue = %completion.queue, %error, "completion can't be decoded");
                 if completion.delivery >= PARK_AFTER {
@@ -179,10 +161,7 @@ async fn forget(context: &Context, origin: &Origin) {
 pub(super) async fn acknowledge_all(context: &Context, arrivals: &[Arrived]) {
     let mut by_broker: BTreeMap<&BrokerKey, Vec<CompletionReceipt>> = BTreeMap::new();
     for arrived in arrivals {
-        by_broker
-            .entry(&arrived.broker)
-            .or_default()
-            .push(arrived.completion.receipt.clone());
+        by_broker.entry(&arrived.broker).or_default().push(arrived.completion.receipt.clone());
     }
     for (key, receipts) in by_broker {
         if let Some(connection) = context.connections.get(&key.0, &key.1) {

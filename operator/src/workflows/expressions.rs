@@ -41,10 +41,7 @@ pub(crate) struct Error {
 
 impl Error {
     fn new(expression: &str, problem: impl Into<String>) -> Self {
-        Self {
-            expression: expression.chars().take(120).collect(),
-            problem: problem.into(),
-        }
+        Self { expression: expression.chars().take(120).collect(), problem: problem.into() }
     }
 }
 
@@ -67,9 +64,7 @@ pub(crate) fn evaluate(text: &str, variables: &Variables) -> Result<Value, Error
 /// Runs `work` on a thread of its own, because a parser can overflow a small stack.
 fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, work);
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
         match thread.map(std::thread::ScopedJoinHandle::join) {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_panic)) => Err(Error::new("", "made the evaluator panic")),
@@ -83,12 +78,9 @@ fn render_value(template: &Value, evaluator: &Evaluator<'_>) -> Result<Value, Er
         Value::String(text) => render_text(text, evaluator),
         Value::Array(items) => items.iter().map(|item| render_value(item, evaluator)).collect(),
         Value::Object(fields) => {
-            let pairs = fields
-                .iter()
-                .map(|(name, value)| Ok((name.clone(), render_value(value, evaluator)?)));
-            pairs
-                .collect::<Result<serde_json::Map<_, _>, _>>()
-                .map(Value::Object)
+            let pairs =
+                fields.iter().map(|(name, value)| Ok((name.clone(), render_value(value, evaluator)?)));
+            pairs.collect::<Result<serde_json::Map<_, _>, _>>().map(Value::Object)
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => Ok(template.clone()),
     }
@@ -156,12 +148,11 @@ fn closing(body: &str) -> Option<usize> {
             (Some(_), _) if escaped => escaped = false,
             (Some(_), b'\\') => escaped = true,
             (Some(open), _) if byte == open => quote = None,
-            (Some(_), _) => {}
             (None, b'"' | b'\'') => quote = Some(byte),
             (None, b'(') => depth += 1,
             (None, b')') if depth == 0 => return Some(at),
             (None, b')') => depth -= 1,
-            (None, _) => {}
+            (Some(_) | None, _) => {}
         }
     }
     None
@@ -183,9 +174,7 @@ impl<'a> Evaluator<'a> {
         let work = Arc::new(AtomicU64::new(0));
         let mut context = Context::default();
         let charge = move |list: Cel| ordered(list, &work);
-        context
-            .add_function(ORDERED, charge)
-            .map_err(|error| fail(error.to_string()))?;
+        context.add_function(ORDERED, charge).map_err(|error| fail(error.to_string()))?;
         for (name, value) in self.variables {
             if mentions(&program, name) {
                 context.add_variable_from_value(name.as_str(), to_cel(value));
@@ -199,10 +188,7 @@ impl<'a> Evaluator<'a> {
 fn compile(expression: &str) -> Result<IdedExpr, Error> {
     let fail = |problem: String| Err(Error::new(expression, problem));
     if expression.len() > MAX_LENGTH {
-        return fail(format!(
-            "takes {} bytes, the limit is {MAX_LENGTH}",
-            expression.len()
-        ));
+        return fail(format!("takes {} bytes, the limit is {MAX_LENGTH}", expression.len()));
     }
     if nesting(expression) > MAX_NESTING {
         return fail(format!("nests deeper than {MAX_NESTING} levels"));
@@ -218,12 +204,7 @@ fn compile(expression: &str) -> Result<IdedExpr, Error> {
 }
 
 fn first_line(text: &str) -> String {
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(200)
-        .collect()
+    text.lines().next().unwrap_or_default().chars().take(200).collect()
 }
 
 /// How deep brackets nest, and how many operators that nest without brackets stand in a row.
@@ -263,26 +244,13 @@ fn order_loops(tree: &mut IdedExpr) {
             parts.into_iter().for_each(order_loops);
             let range = std::mem::take(&mut comprehension.iter_range);
             let id = range.id;
-            let call = CallExpr {
-                func_name: ORDERED.to_owned(),
-                target: None,
-                args: vec![range],
-            };
-            comprehension.iter_range = IdedExpr {
-                id,
-                expr: Expr::Call(call),
-            };
+            let call = CallExpr { func_name: ORDERED.to_owned(), target: None, args: vec![range] };
+            comprehension.iter_range = IdedExpr { id, expr: Expr::Call(call) };
         }
         Expr::List(list) => list.elements.iter_mut().for_each(order_loops),
         Expr::Select(select) => order_loops(&mut select.operand),
-        Expr::Map(map) => map
-            .entries
-            .iter_mut()
-            .for_each(|entry| order_entry(&mut entry.expr)),
-        Expr::Struct(fields) => fields
-            .entries
-            .iter_mut()
-            .for_each(|entry| order_entry(&mut entry.expr)),
+        Expr::Map(map) => map.entries.iter_mut().for_each(|entry| order_entry(&mut entry.expr)),
+        Expr::Struct(fields) => fields.entries.iter_mut().for_each(|entry| order_entry(&mut entry.expr)),
         Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
     }
 }
@@ -343,22 +311,13 @@ fn mentions(tree: &IdedExpr, name: &str) -> bool {
             call.target.as_ref().is_some_and(|target| mentions(target, name))
                 || call.args.iter().any(|arg| mentions(arg, name))
         }
-        Expr::Comprehension(it) => [
-            &it.iter_range,
-            &it.accu_init,
-            &it.loop_cond,
-            &it.loop_step,
-            &it.result,
-        ]
-        .iter()
-        .any(|part| mentions(part, name)),
+        Expr::Comprehension(it) => [&it.iter_range, &it.accu_init, &it.loop_cond, &it.loop_step, &it.result]
+            .iter()
+            .any(|part| mentions(part, name)),
         Expr::List(list) => list.elements.iter().any(|item| mentions(item, name)),
         Expr::Select(select) => mentions(&select.operand, name),
         Expr::Map(map) => map.entries.iter().any(|entry| mentions_entry(&entry.expr, name)),
-        Expr::Struct(fields) => fields
-            .entries
-            .iter()
-            .any(|entry| mentions_entry(&entry.expr, name)),
+        Expr::Struct(fields) => fields.entries.iter().any(|entry| mentions_entry(&entry.expr, name)),
         Expr::Unspecified | Expr::Literal(_) => false,
     }
 }
@@ -397,12 +356,9 @@ fn to_cel(value: &Value) -> Cel {
         Value::String(text) => Cel::String(Arc::new(text.clone())),
         Value::Array(items) => Cel::List(Arc::new(items.iter().map(to_cel).collect())),
         Value::Object(fields) => {
-            let pairs = fields
-                .iter()
-                .map(|(name, value)| (Key::String(Arc::new(name.clone())), to_cel(value)));
-            Cel::Map(Map {
-                map: Arc::new(pairs.collect::<HashMap<_, _>>()),
-            })
+            let pairs =
+                fields.iter().map(|(name, value)| (Key::String(Arc::new(name.clone())), to_cel(value)));
+            Cel::Map(Map { map: Arc::new(pairs.collect::<HashMap<_, _>>()) })
         }
     }
 }
@@ -422,9 +378,9 @@ fn to_json(value: &Cel) -> Result<Value, String> {
         Cel::Bool(truth) => Value::Bool(*truth),
         Cel::Int(number) => Value::from(*number),
         Cel::UInt(number) => Value::from(*number),
-        Cel::Float(number) => Number::from_f64(*number)
-            .map(Value::Number)
-            .ok_or("gives a number that JSON can't hold")?,
+        Cel::Float(number) => {
+            Number::from_f64(*number).map(Value::Number).ok_or("gives a number that JSON can't hold")?
+        }
         Cel::String(text) => Value::String(text.as_ref().clone()),
         Cel::List(items) => items.iter().map(to_json).collect::<Result<_, _>>()?,
         Cel::Map(map) => {
@@ -452,10 +408,7 @@ mod tests {
             ("steps".to_owned(), steps),
             ("item".to_owned(), json!("x)y")),
             ("index".to_owned(), json!(7)),
-            (
-                "map".to_owned(),
-                json!({ "z": 1, "y": 2, "x": 3, "w": 4, "v": 5, "u": 6, "t": 7, "s": 8 }),
-            ),
+            ("map".to_owned(), json!({ "z": 1, "y": 2, "x": 3, "w": 4, "v": 5, "u": 6, "t": 7, "s": 8 })),
         ])
     }
 
@@ -480,10 +433,7 @@ mod tests {
             ),
             (json!("$(steps[\"fetch\"].result.n)"), json!(3)),
             (json!("$(has(steps.fetch.result.none) ? 1 : 2)"), json!(2)),
-            (
-                json!("$(steps.fetch.result.big)"),
-                json!(18_446_744_073_709_551_615_u64),
-            ),
+            (json!("$(steps.fetch.result.big)"), json!(18_446_744_073_709_551_615_u64)),
         ] {
             assert_eq!(render(&template, &variables()), Ok(expected), "{template}");
         }
@@ -518,40 +468,18 @@ mod tests {
     #[test]
     fn bounds_hold() {
         let long = format!("$('{}')", "x".repeat(1100));
-        assert!(
-            evaluate(&long, &variables())
-                .unwrap_err()
-                .problem
-                .contains("limit is 1024")
-        );
-        for deep in [
-            format!("$({}1{})", "[".repeat(200), "]".repeat(200)),
-            format!("$({}true)", "!".repeat(900)),
-        ] {
-            assert!(
-                evaluate(&deep, &variables())
-                    .unwrap_err()
-                    .problem
-                    .contains("nests deeper"),
-                "{deep}"
-            );
+        assert!(evaluate(&long, &variables()).unwrap_err().problem.contains("limit is 1024"));
+        for deep in
+            [format!("$({}1{})", "[".repeat(200), "]".repeat(200)), format!("$({}true)", "!".repeat(900))]
+        {
+            assert!(evaluate(&deep, &variables()).unwrap_err().problem.contains("nests deeper"), "{deep}");
         }
         let list = "[1,1,1,1,1,1,1,1,1,1]";
         let loops = format!(
             "$({list}.map(a,{list}.map(b,{list}.map(c,{list}.map(d,{list}.map(e,{list}.map(f,{list}.map(g,1))))))))"
         );
-        assert!(
-            evaluate(&loops, &variables())
-                .unwrap_err()
-                .problem
-                .contains("too much work")
-        );
+        assert!(evaluate(&loops, &variables()).unwrap_err().problem.contains("too much work"));
         let doubling = format!("$(['x']{})", ".map(a,a+a)".repeat(60));
-        assert!(
-            evaluate(&doubling, &variables())
-                .unwrap_err()
-                .problem
-                .contains("too much work")
-        );
+        assert!(evaluate(&doubling, &variables()).unwrap_err().problem.contains("too much work"));
     }
 }

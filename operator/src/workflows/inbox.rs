@@ -68,14 +68,9 @@ impl Inbox {
                 woken.insert((arrived.origin.namespace.clone(), arrived.origin.name.clone()));
                 let entry = waiting
                     .entry(arrived.origin.uid.clone())
-                    .or_insert_with(|| Waiting {
-                        since: Instant::now(),
-                        arrived: Vec::new(),
-                    });
+                    .or_insert_with(|| Waiting { since: Instant::now(), arrived: Vec::new() });
                 // Handed out again after its lease: the newer receipt is the one that acknowledges.
-                entry
-                    .arrived
-                    .retain(|old| old.completion.job != arrived.completion.job);
+                entry.arrived.retain(|old| old.completion.job != arrived.completion.job);
                 entry.arrived.push(arrived);
             }
         }
@@ -91,15 +86,8 @@ impl Inbox {
         for arrived in arrivals {
             let entry = waiting
                 .entry(arrived.origin.uid.clone())
-                .or_insert_with(|| Waiting {
-                    since: Instant::now(),
-                    arrived: Vec::new(),
-                });
-            if !entry
-                .arrived
-                .iter()
-                .any(|newer| newer.completion.job == arrived.completion.job)
-            {
+                .or_insert_with(|| Waiting { since: Instant::now(), arrived: Vec::new() });
+            if !entry.arrived.iter().any(|newer| newer.completion.job == arrived.completion.job) {
                 entry.arrived.push(arrived.clone());
             }
         }
@@ -117,10 +105,7 @@ impl Inbox {
 
     /// Takes what waits for `uid`, in the order in which it was settled.
     pub(super) fn take(&self, uid: &str) -> Vec<Arrived> {
-        let mut arrived = lock(&self.waiting)
-            .remove(uid)
-            .map(|waiting| waiting.arrived)
-            .unwrap_or_default();
+        let mut arrived = lock(&self.waiting).remove(uid).map(|waiting| waiting.arrived).unwrap_or_default();
         arrived.sort_by(|one, other| {
             let key = |it: &Arrived| (it.completion.settled_at, it.completion.job.clone());
             key(one).cmp(&key(other))
@@ -130,18 +115,14 @@ impl Inbox {
 
     /// How many completions wait.
     pub(super) fn len(&self) -> usize {
-        lock(&self.waiting)
-            .values()
-            .map(|waiting| waiting.arrived.len())
-            .sum()
+        lock(&self.waiting).values().map(|waiting| waiting.arrived.len()).sum()
     }
 
     /// Workflows whose completions have waited since before `since`: nobody may be there to take them.
     pub(super) fn untaken(&self, since: Instant) -> Vec<Origin> {
         let waiting = lock(&self.waiting);
         let old = waiting.values().filter(|waiting| waiting.since < since);
-        old.filter_map(|waiting| waiting.arrived.first().map(|arrived| arrived.origin.clone()))
-            .collect()
+        old.filter_map(|waiting| waiting.arrived.first().map(|arrived| arrived.origin.clone())).collect()
     }
 
     /// Remembers that the completions of `broker` were read to their end once.

@@ -75,20 +75,12 @@ pub(super) fn queues(spec: &WorkflowSpec) -> Vec<&str> {
     let callbacks = [&spec.then, &spec.catch, &spec.finally];
     let of_steps = spec.steps.iter().flat_map(|step| {
         let batch = step.batch.iter();
-        let members = batch
-            .clone()
-            .flat_map(|batch| batch.jobs.iter().flatten().chain(batch.job.iter()));
+        let members = batch.clone().flat_map(|batch| batch.jobs.iter().flatten().chain(batch.job.iter()));
         let callbacks = batch.flat_map(|batch| [&batch.then, &batch.catch, &batch.finally]);
-        step.job
-            .iter()
-            .chain(members)
-            .chain(callbacks.flatten().map(|callback| &callback.job))
+        step.job.iter().chain(members).chain(callbacks.flatten().map(|callback| &callback.job))
     });
     let jobs = of_steps.chain(callbacks.into_iter().flatten().map(|callback| &callback.job));
-    names.extend(
-        jobs.filter_map(|job| job.queue_ref.as_ref())
-            .map(|queue| queue.name.as_str()),
-    );
+    names.extend(jobs.filter_map(|job| job.queue_ref.as_ref()).map(|queue| queue.name.as_str()));
     names.sort_unstable();
     names.dedup();
     names
@@ -132,9 +124,9 @@ impl Author<'_> {
                 let element =
                     items.and_then(|items| items.get(usize::try_from(*member).unwrap_or(usize::MAX)));
                 own.insert("item".to_owned(), element.cloned().unwrap_or(Value::Null));
-                self.payload(template, &own)?
+                Self::payload(template, &own)?
             }
-            _ => self.payload(template, variables)?,
+            _ => Self::payload(template, variables)?,
         };
         let origin = Origin {
             namespace: self.namespace.to_owned(),
@@ -145,37 +137,22 @@ impl Author<'_> {
         let context = serde_json::to_string(&origin).map_err(|error| Error::Id(error.to_string()))?;
         let mut job = NewJob::new(template.job_type.clone(), payload)
             .with_id(self.job_id(target)?)
-            .with_delay(
-                template
-                    .delay
-                    .as_ref()
-                    .map(longshore_crds::Duration::get)
-                    .unwrap_or_default(),
-            )
-            .with_notify(Notify {
-                address: self.address.clone(),
-                context,
-            });
+            .with_delay(template.delay.as_ref().map(longshore_crds::Duration::get).unwrap_or_default())
+            .with_notify(Notify { address: self.address.clone(), context });
         job.overrides = Overrides {
             max_attempts: template.max_attempts,
             timeout: template.timeout.as_ref().map(longshore_crds::Duration::get),
         };
-        job.headers.insert(
-            "Job-Workflow".to_owned(),
-            format!("{}/{}", self.namespace, self.name),
-        );
+        job.headers.insert("Job-Workflow".to_owned(), format!("{}/{}", self.namespace, self.name));
         Ok(job)
     }
 
-    fn payload(&self, template: &JobTemplate, variables: &Variables) -> Result<Payload, Error> {
+    fn payload(template: &JobTemplate, variables: &Variables) -> Result<Payload, Error> {
         let Some(payload) = &template.payload else {
             return Ok(Payload::json(bytes::Bytes::new()));
         };
-        let rendered = if has_expressions(payload) {
-            expressions::render(payload, variables)?
-        } else {
-            payload.clone()
-        };
+        let rendered =
+            if has_expressions(payload) { expressions::render(payload, variables)? } else { payload.clone() };
         Ok(Payload::json(rendered.to_string()))
     }
 }

@@ -45,10 +45,7 @@ impl Memory {
 
     /// Events that were folded into no written status yet.
     pub(super) fn unwritten(&self, uid: &str) -> Vec<Event> {
-        self.lock()
-            .get(uid)
-            .map(|known| known.unwritten.clone())
-            .unwrap_or_default()
+        self.lock().get(uid).map(|known| known.unwritten.clone()).unwrap_or_default()
     }
 
     /// Replaces the events that were folded into no written status yet.
@@ -68,8 +65,5 @@ impl Memory {
 
 /// Versions of one object rise; Kubernetes guarantees that they compare as numbers.
 fn version(workflow: &Workflow) -> u128 {
-    workflow
-        .resource_version()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
+    workflow.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0)
 }

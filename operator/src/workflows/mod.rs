@@ -55,18 +55,10 @@ pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationT
     let arrivals = arrivals(&scope, &context);
     controller
         .with_config(Config::default().concurrency(32))
-        .watches(
-            scope.api::<Queue>(&context.client),
-            watcher::Config::default(),
-            waiting_on,
-        )
+        .watches(scope.api::<Queue>(&context.client), watcher::Config::default(), waiting_on)
         .reconcile_on(arrivals)
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(
-            reconcile_one,
-            |object, error, context| reporting::failed(object, error, context),
-            context,
-        )
+        .run(reconcile_one, reporting::failed, context)
         .for_each(|_| std::future::ready(()))
         .await;
 }
@@ -106,7 +98,7 @@ where
 }
 
 async fn reconcile_one(workflow: Arc<Workflow>, context: Arc<Context>) -> Result<Action> {
-    guarded(&context, "Workflow", reconcile::reconcile(workflow, &context)).await
+    guarded(&context, "Workflow", Box::pin(reconcile::reconcile(workflow, &context))).await
 }
 
 /// Something that was asked for isn't there yet, and nothing tells when it comes.

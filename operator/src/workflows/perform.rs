@@ -32,9 +32,7 @@ pub(super) struct Performed {
 
 /// Whether `events` only record what was done, so that losing them repeats harmless work.
 pub(super) fn only_bookkeeping(events: &[Event]) -> bool {
-    events
-        .iter()
-        .all(|event| matches!(event, Event::Dispatched { .. }))
+    events.iter().all(|event| matches!(event, Event::Dispatched { .. }))
 }
 
 /// Performs what the committed state owes now.
@@ -44,9 +42,7 @@ pub(super) async fn perform(run: &Run<'_>, now: Timestamp) -> Result<Performed> 
     if owed.is_empty() {
         return Ok(performed);
     }
-    if !run.context.leadership.is_leader() {
-        return Err(Error::LeadershipLost);
-    }
+    check_leader(run)?;
     if !caught_up(run) {
         performed.blocked = true;
         return Ok(performed);
@@ -54,21 +50,24 @@ pub(super) async fn perform(run: &Run<'_>, now: Timestamp) -> Result<Performed> 
     for effect in owed {
         match effect {
             Effect::Resolve { step } => performed.events.push(resolve(run, step).await?),
-            Effect::Dispatch { targets } | Effect::Ask { targets } => {
-                dispatch(run, &targets, &mut performed).await?
-            }
+            Effect::Dispatch { targets } => dispatch(run, &targets, false, &mut performed).await?,
+            Effect::Ask { targets } => dispatch(run, &targets, true, &mut performed).await?,
             Effect::CancelJobs { targets } => cancel(run, &targets).await,
         }
     }
     Ok(performed)
 }
 
+/// Asked right before each call that has an effect: only the machine's ids and the committed status fence what lies
+/// between this and the call itself.
+fn check_leader(run: &Run<'_>) -> Result<()> {
+    if run.context.leadership.is_leader() { Ok(()) } else { Err(Error::LeadershipLost) }
+}
+
 /// Nothing is performed before every broker's completions were read to their end: what looks owed may be done.
 fn caught_up(run: &Run<'_>) -> bool {
     let queues = jobs::queues(&run.object.spec);
-    let brokers = queues
-        .iter()
-        .filter_map(|name| run.context.lookup.queue(&run.namespace, name));
+    let brokers = queues.iter().filter_map(|name| run.context.lookup.queue(&run.namespace, name));
     brokers.into_iter().all(|queue| {
         let key = (run.namespace.clone(), queue.spec.broker_ref.name.clone());
         run.context.inbox.is_caught_up(&key)
@@ -78,10 +77,7 @@ fn caught_up(run: &Run<'_>) -> bool {
 /// The connection and the physical name behind a Queue.
 fn queue(run: &Run<'_>, name: &str) -> Option<(Connection, QueueName)> {
     let queue = run.context.lookup.queue(&run.namespace, name)?;
-    let connection = run
-        .context
-        .connections
-        .get(&run.namespace, &queue.spec.broker_ref.name)?;
+    let connection = run.context.connections.get(&run.namespace, &queue.spec.broker_ref.name)?;
     let physical =
         crate::queue::physical_name(&run.context.settings.installation, &run.namespace, name).ok()?;
     Some((connection, physical))
@@ -104,14 +100,8 @@ async fn variables(run: &Run<'_>, text: &str) -> Result<Variables> {
         let name = jobs::queue_of(&run.object.spec, target);
         let (connection, physical) =
             queue(run, name).ok_or(Error::Incomplete("connection to the broker of its results"))?;
-        let id = author
-            .job_id(target)
-            .map_err(|_| Error::Incomplete("readable job id"))?;
-        Ok(Place {
-            connection,
-            queue: physical,
-            id,
-        })
+        let id = author.job_id(target).map_err(|_| Error::Incomplete("readable job id"))?;
+        Ok(Place { connection, queue: physical, id })
     };
     let gatherer = Gatherer {
         spec: &run.object.spec,
@@ -128,18 +118,12 @@ async fn variables(run: &Run<'_>, text: &str) -> Result<Variables> {
 async fn resolve(run: &Run<'_>, step: u16) -> Result<Event> {
     let failed = |message: String| Event::ResolveFailed {
         step,
-        failure: Failure {
-            reason: "Expression".to_owned(),
-            message,
-        },
+        failure: Failure { reason: "Expression".to_owned(), message },
     };
     match elements(run, step).await? {
         Ok(items) => match u32::try_from(items.len()) {
             Ok(count) if count <= 100_000 => Ok(Event::MembersResolved { step, count }),
-            _ => Ok(failed(format!(
-                "forEach gives {} elements, the limit is 100000",
-                items.len()
-            ))),
+            _ => Ok(failed(format!("forEach gives {} elements, the limit is 100000", items.len()))),
         },
         Err(message) => Ok(failed(message)),
     }
@@ -147,12 +131,7 @@ async fn resolve(run: &Run<'_>, step: u16) -> Result<Event> {
 
 /// The elements of a step's `forEach`.
 async fn elements(run: &Run<'_>, step: u16) -> Result<std::result::Result<Vec<Value>, String>> {
-    let batch = run
-        .object
-        .spec
-        .steps
-        .get(usize::from(step))
-        .and_then(|step| step.batch.as_ref());
+    let batch = run.object.spec.steps.get(usize::from(step)).and_then(|step| step.batch.as_ref());
     let Some(text) = batch.and_then(|batch| batch.for_each.as_deref()) else {
         return Ok(Ok(Vec::new()));
     };
@@ -164,8 +143,8 @@ async fn elements(run: &Run<'_>, step: u16) -> Result<std::result::Result<Vec<Va
     })
 }
 
-/// Enqueues jobs, queue by queue, in chunks.
-async fn dispatch(run: &Run<'_>, targets: &[Target], performed: &mut Performed) -> Result<()> {
+/// Enqueues jobs, queue by queue, in chunks. When a job is only `asked` for and the broker takes it as new, it was lost.
+async fn dispatch(run: &Run<'_>, targets: &[Target], asked: bool, performed: &mut Performed) -> Result<()> {
     let variables = variables(run, &mentioned(&run.object.spec, targets)).await?;
     let mut items: BTreeMap<u16, Vec<Value>> = BTreeMap::new();
     for target in targets {
@@ -183,13 +162,10 @@ async fn dispatch(run: &Run<'_>, targets: &[Target], performed: &mut Performed) 
             Target::StepCallback { .. } | Target::Callback(_) => None,
         };
         match author.job(target, &variables, own) {
-            Ok(job) => by_queue
-                .entry(jobs::queue_of(&run.object.spec, target))
-                .or_default()
-                .push((*target, job)),
-            Err(error) => performed
-                .events
-                .push(refused(*target, "Expression", error.to_string())),
+            Ok(job) => {
+                by_queue.entry(jobs::queue_of(&run.object.spec, target)).or_default().push((*target, job))
+            }
+            Err(error) => performed.events.push(refused(*target, "Expression", error.to_string())),
         }
     }
     for (name, jobs) in by_queue {
@@ -198,20 +174,16 @@ async fn dispatch(run: &Run<'_>, targets: &[Target], performed: &mut Performed) 
             continue;
         };
         for chunk in chunks(jobs) {
-            enqueue(run, &connection, &physical, chunk, performed).await;
+            check_leader(run)?;
+            let lost = enqueue(run, &connection, &physical, chunk, performed).await;
+            run.context.metrics.jobs_lost(if asked { lost } else { 0 });
         }
     }
     Ok(())
 }
 
 fn refused(target: Target, reason: &str, message: String) -> Event {
-    Event::DispatchRefused {
-        target,
-        failure: Failure {
-            reason: reason.to_owned(),
-            message,
-        },
-    }
+    Event::DispatchRefused { target, failure: Failure { reason: reason.to_owned(), message } }
 }
 
 /// Cuts jobs into pieces that fit one call.
@@ -233,52 +205,34 @@ fn chunks(jobs: Vec<(Target, NewJob)>) -> Vec<Vec<(Target, NewJob)>> {
     chunks
 }
 
+/// Enqueues one chunk and tells how many jobs were new to the broker.
 async fn enqueue(
     run: &Run<'_>,
     connection: &Connection,
     queue: &QueueName,
     chunk: Vec<(Target, NewJob)>,
     performed: &mut Performed,
-) {
+) -> u64 {
     let (targets, jobs): (Vec<_>, Vec<_>) = chunk.into_iter().unzip();
     let answers = match connection.driver.enqueue(queue, jobs).await {
         Ok(answers) => answers,
         Err(error) => {
             tracing::debug!(%queue, %error, "jobs are still owed");
             performed.blocked = true;
-            return;
+            return 0;
         }
     };
+    let created =
+        answers.iter().filter(|answer| matches!(answer, Ok(Enqueued::Created { .. }))).count() as u64;
     let mut dispatched = Vec::new();
     for (target, answer) in targets.into_iter().zip(answers) {
         match answer {
-            Ok(Enqueued::Created { .. } | Enqueued::Duplicate { outcome: None, .. }) => {
-                dispatched.push(target)
-            }
-            Ok(Enqueued::Duplicate {
-                outcome: Some(outcome),
-                ..
-            }) => {
-                // It ran and ended before: this is its completion, whoever has the other copy.
+            Ok(answer) => {
                 dispatched.push(target);
-                let settled_at = millis(run.context.now());
-                let outcome = machine_outcome(&outcome);
-                performed.events.push(Event::Settled {
-                    target,
-                    round: run.state.round(),
-                    outcome,
-                    settled_at,
-                });
+                performed.events.extend(known_outcome(run, target, answer));
             }
-            Err(error)
-                if matches!(
-                    error.kind,
-                    ErrorKind::TooLarge | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::Unsupported
-                ) =>
-            {
-                performed
-                    .events
-                    .push(refused(target, &error.kind.to_string(), error.message));
+            Err(error) if is_final(error.kind) => {
+                performed.events.push(refused(target, &error.kind.to_string(), error.message));
             }
             Err(error) => {
                 tracing::debug!(%queue, %error, "a job is still owed");
@@ -286,14 +240,23 @@ async fn enqueue(
             }
         }
     }
-    run.context
-        .metrics
-        .effects_performed("dispatch", dispatched.len() as u64);
+    run.context.metrics.effects_performed("dispatch", dispatched.len() as u64);
     if !dispatched.is_empty() {
-        performed
-            .events
-            .insert(0, Event::Dispatched { targets: dispatched });
+        performed.events.insert(0, Event::Dispatched { targets: dispatched });
     }
+    created
+}
+
+/// A job that ran and ended before answers with its outcome: that is its completion, whoever has the other copy.
+fn known_outcome(run: &Run<'_>, target: Target, answer: Enqueued) -> Option<Event> {
+    let Enqueued::Duplicate { outcome: Some(outcome), .. } = answer else { return None };
+    let settled_at = millis(run.context.now());
+    Some(Event::Settled { target, round: run.state.round(), outcome: machine_outcome(&outcome), settled_at })
+}
+
+/// Whether trying again can't help.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::TooLarge | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::Unsupported)
 }
 
 /// Asks for jobs to be cancelled. Best effort: what runs on settles and is heard of like any other.
@@ -302,10 +265,7 @@ async fn cancel(run: &Run<'_>, targets: &[Target]) {
     let mut by_queue: BTreeMap<&str, Vec<_>> = BTreeMap::new();
     for target in targets {
         if let Ok(id) = author.job_id(target) {
-            by_queue
-                .entry(jobs::queue_of(&run.object.spec, target))
-                .or_default()
-                .push(id);
+            by_queue.entry(jobs::queue_of(&run.object.spec, target)).or_default().push(id);
         }
     }
     for (name, ids) in by_queue {

@@ -22,10 +22,7 @@ pub(super) fn plan(spec: &WorkflowSpec) -> Plan {
 
 fn step(step: &longshore_crds::Step) -> PlannedStep {
     let work = step.batch.as_ref().map_or(Work::Job, |batch| {
-        let members = batch
-            .jobs
-            .as_ref()
-            .map_or(Members::Resolved, |jobs| Members::Fixed(count(jobs.len())));
+        let members = batch.jobs.as_ref().map_or(Members::Resolved, |jobs| Members::Fixed(count(jobs.len())));
         Work::Batch(BatchPlan {
             members,
             failure_policy: match batch.failure_policy {
@@ -36,19 +33,11 @@ fn step(step: &longshore_crds::Step) -> PlannedStep {
             callbacks: callbacks(batch.then.as_ref(), batch.catch.as_ref(), batch.finally.as_ref()),
         })
     });
-    PlannedStep {
-        name: step.name.clone(),
-        timeout: None,
-        work,
-    }
+    PlannedStep { name: step.name.clone(), timeout: None, work }
 }
 
 fn callbacks(then: Option<&Callback>, catch: Option<&Callback>, finally: Option<&Callback>) -> CallbackSet {
-    CallbackSet {
-        then: then.is_some(),
-        catch: catch.is_some(),
-        finally: finally.is_some(),
-    }
+    CallbackSet { then: then.is_some(), catch: catch.is_some(), finally: finally.is_some() }
 }
 
 fn count(length: usize) -> u32 {
@@ -69,12 +58,6 @@ pub(super) fn spec_hash(spec: &WorkflowSpec) -> String {
         ..spec.clone()
     };
     // Maps in a JSON value are ordered by key, so equal specs give equal bytes.
-    let bytes = serde_json::to_value(&fixed)
-        .map(|value| value.to_string())
-        .unwrap_or_default();
-    Sha256::digest(bytes.as_bytes())
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let bytes = serde_json::to_value(&fixed).map(|value| value.to_string()).unwrap_or_default();
+    Sha256::digest(bytes.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -24,15 +24,8 @@ const MAX_ROUNDS: usize = 8;
 
 /// Whether a workflow waits for something that isn't there.
 pub(super) fn is_waiting(workflow: &Workflow) -> bool {
-    let phase = workflow
-        .status
-        .as_ref()
-        .map(|status| status.phase)
-        .unwrap_or_default();
-    matches!(
-        phase,
-        WorkflowPhase::Pending | WorkflowPhase::Running | WorkflowPhase::Finishing
-    )
+    let phase = workflow.status.as_ref().map(|status| status.phase).unwrap_or_default();
+    matches!(phase, WorkflowPhase::Pending | WorkflowPhase::Running | WorkflowPhase::Finishing)
 }
 
 /// What is folded and committed together.
@@ -57,15 +50,7 @@ pub(super) async fn reconcile(seen: Arc<Workflow>, context: &Context) -> Result<
         Err(problem) => return report::unsupported(context, &object, problem).await,
     };
     let plan = plan::plan(&object.spec);
-    let mut run = Run {
-        context,
-        namespace,
-        name: object.name_any(),
-        uid,
-        plan,
-        object,
-        state,
-    };
+    let mut run = Run { context, namespace, name: object.name_any(), uid, plan, object, state };
     if run.state.is_terminal() {
         return run.after_the_end().await;
     }
@@ -150,13 +135,7 @@ impl Run<'_> {
         // What was done but not written yet is known anyway; it deserves no write of its own.
         let known = self.fold(self.state.clone(), self.context.memory.unwritten(&self.uid), now);
         let next = self.fold(known.clone(), events, now);
-        if next != known
-            || self
-                .object
-                .status
-                .as_ref()
-                .is_none_or(|status| status.checkpoint.is_none())
-        {
+        if next != known || self.object.status.as_ref().is_none_or(|status| status.checkpoint.is_none()) {
             let committed = self.commit(&next, now).await;
             if !matches!(committed, Ok(true)) {
                 self.context.inbox.put_back(arrived);
@@ -206,15 +185,7 @@ impl Run<'_> {
     async fn announce(&self, before: &WorkflowStatus) {
         let Some(after) = &self.object.status else { return };
         for (warning, reason, note) in report::news(before, after) {
-            event(
-                self.context,
-                self.object.as_ref(),
-                warning,
-                &reason,
-                "Advance",
-                note,
-            )
-            .await;
+            event(self.context, self.object.as_ref(), warning, &reason, "Advance", note).await;
         }
     }
 
@@ -230,21 +201,14 @@ impl Run<'_> {
         if blocked {
             return Action::requeue(LOOK_AGAIN);
         }
-        let timer = self
-            .state
-            .next_timer(&self.plan)
-            .map(|at| at.saturating_sub(millis(now)));
+        let timer = self.state.next_timer(&self.plan).map(|at| at.saturating_sub(millis(now)));
         timer.map_or_else(Action::await_change, |wait| {
             Action::requeue(Duration::from_millis(wait.clamp(10, 3_600_000)))
         })
     }
 
     fn spec_changed(&self) -> bool {
-        let recorded = self
-            .object
-            .status
-            .as_ref()
-            .and_then(|status| status.spec_hash.as_ref());
+        let recorded = self.object.status.as_ref().and_then(|status| status.spec_hash.as_ref());
         recorded.is_some_and(|recorded| *recorded != plan::spec_hash(&self.object.spec))
     }
 
@@ -286,12 +250,7 @@ impl Run<'_> {
             let queue = self.context.lookup.queue(&self.namespace, name);
             match queue {
                 None => Some(format!("there is no Queue {name:?} in this namespace")),
-                Some(queue)
-                    if queue
-                        .status
-                        .as_ref()
-                        .is_none_or(|status| status.backend_id.is_none()) =>
-                {
+                Some(queue) if queue.status.as_ref().is_none_or(|status| status.backend_id.is_none()) => {
                     Some(format!("Queue {name:?} is not ready yet"))
                 }
                 Some(_) => None,
@@ -334,14 +293,8 @@ impl Run<'_> {
 
     async fn delete(&self) -> Result<Action> {
         let api: Api<Workflow> = Api::namespaced(self.context.client.clone(), &self.namespace);
-        let preconditions = Preconditions {
-            uid: Some(self.uid.clone()),
-            resource_version: None,
-        };
-        let parameters = DeleteParams {
-            preconditions: Some(preconditions),
-            ..DeleteParams::background()
-        };
+        let preconditions = Preconditions { uid: Some(self.uid.clone()), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
         match api.delete(&self.name, &parameters).await {
             Ok(_) => Ok(Action::await_change()),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
@@ -363,10 +316,7 @@ impl Run<'_> {
         }
         let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": self.object.resource_version() } });
         let api: Api<Workflow> = Api::namespaced(self.context.client.clone(), &self.namespace);
-        match api
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-        {
+        match api.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(stored) => {
                 self.object = Arc::new(stored);
                 self.context.memory.committed(&self.uid, self.object.clone());
@@ -384,24 +334,15 @@ impl Run<'_> {
 /// What the machine hears of a completion. One whose place can't be read is for nobody.
 fn settled(arrived: &Arrived) -> Option<Event> {
     let (round, target) = Target::decode(&arrived.origin.place)?;
-    let Completion {
-        outcome, settled_at, ..
-    } = &arrived.completion;
+    let Completion { outcome, settled_at, .. } = &arrived.completion;
     let settled_at = u64::try_from(settled_at.as_millis()).unwrap_or(0);
-    Some(Event::Settled {
-        target,
-        round,
-        outcome: machine_outcome(outcome),
-        settled_at,
-    })
+    Some(Event::Settled { target, round, outcome: machine_outcome(outcome), settled_at })
 }
 
 /// A job's end in the words of the machine.
 pub(super) fn machine_outcome(outcome: &JobOutcome) -> Outcome {
     match outcome {
-        JobOutcome::Succeeded { result } => Outcome::Succeeded {
-            result: result_ref(result.as_ref()),
-        },
+        JobOutcome::Succeeded { result } => Outcome::Succeeded { result: result_ref(result.as_ref()) },
         JobOutcome::Dead { reason, failure } => {
             let reason = format!("{reason:?}");
             let message = if failure.message.is_empty() {
@@ -429,12 +370,8 @@ fn result_ref(result: Option<&StoredResult>) -> ResultRef {
 
 /// Only text can stand in a status.
 fn inline(payload: &Payload) -> ResultRef {
-    std::str::from_utf8(&payload.bytes).map_or(
-        ResultRef::Stored {
-            bytes: payload.len() as u64,
-        },
-        |text| ResultRef::Inline(text.to_owned()),
-    )
+    std::str::from_utf8(&payload.bytes)
+        .map_or(ResultRef::Stored { bytes: payload.len() as u64 }, |text| ResultRef::Inline(text.to_owned()))
 }
 
 /// Milliseconds since the epoch.

@@ -58,31 +58,13 @@ pub(super) fn status(workflow: &Workflow, plan: &Plan, state: &State, now: Times
         WorkflowPhase::Cancelled => Reason::no("Cancelled", "it was cancelled"),
         other => Reason::unknown(&format!("{other:?}"), message.clone()),
     };
-    set_condition(
-        &mut status.conditions,
-        condition::SUCCEEDED,
-        succeeded,
-        generation,
-        now,
-    );
-    set_condition(
-        &mut status.conditions,
-        condition::RECONCILING,
-        Reason::no("Started", ""),
-        generation,
-        now,
-    );
+    set_condition(&mut status.conditions, condition::SUCCEEDED, succeeded, generation, now);
+    set_condition(&mut status.conditions, condition::RECONCILING, Reason::no("Started", ""), generation, now);
     let stalled = match phase {
         WorkflowPhase::Failed => Reason::yes("Failed", message),
         _ => Reason::no("Advancing", ""),
     };
-    set_condition(
-        &mut status.conditions,
-        condition::STALLED,
-        stalled,
-        generation,
-        now,
-    );
+    set_condition(&mut status.conditions, condition::STALLED, stalled, generation, now);
     status
 }
 
@@ -120,10 +102,7 @@ fn step(step: longshore_workflow::StepSummary) -> StepStatus {
 
 fn time(millis: u64) -> Option<Time> {
     // Kubernetes times have whole seconds.
-    i64::try_from(millis / 1000)
-        .ok()
-        .and_then(|seconds| Timestamp::from_second(seconds).ok())
-        .map(Time)
+    i64::try_from(millis / 1000).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).map(Time)
 }
 
 /// The status of a workflow that waits for something before it starts.
@@ -153,13 +132,7 @@ pub(super) fn waiting(workflow: &Workflow, reason: &str, message: &str, now: Tim
 pub(super) fn stalled(workflow: &Workflow, reason: &str, message: &str, now: Timestamp) -> WorkflowStatus {
     let mut status = workflow.status.clone().unwrap_or_default();
     let generation = workflow.metadata.generation;
-    set_condition(
-        &mut status.conditions,
-        condition::STALLED,
-        Reason::yes(reason, message),
-        generation,
-        now,
-    );
+    set_condition(&mut status.conditions, condition::STALLED, Reason::yes(reason, message), generation, now);
     status
 }
 
@@ -167,50 +140,36 @@ pub(super) fn stalled(workflow: &Workflow, reason: &str, message: &str, now: Tim
 pub(super) fn news(before: &WorkflowStatus, after: &WorkflowStatus) -> Vec<(bool, String, String)> {
     let mut news = Vec::new();
     for step in &after.steps {
-        let was = before
-            .steps
-            .iter()
-            .find(|old| old.name == step.name)
-            .map(|old| old.phase)
-            .unwrap_or_default();
+        let was =
+            before.steps.iter().find(|old| old.name == step.name).map(|old| old.phase).unwrap_or_default();
         if was == step.phase {
             continue;
         }
         let told = match step.phase {
             StepPhase::Running => Some((false, "StepStarted", String::new())),
             StepPhase::Succeeded => Some((false, "StepSucceeded", String::new())),
-            StepPhase::Failed => Some((
-                true,
-                "StepFailed",
-                format!(": {}", step.message.clone().unwrap_or_default()),
-            )),
+            StepPhase::Failed => {
+                Some((true, "StepFailed", format!(": {}", step.message.clone().unwrap_or_default())))
+            }
             StepPhase::Pending | StepPhase::Cancelled | StepPhase::Skipped => None,
         };
         if let Some((warning, reason, more)) = told {
             news.push((warning, reason.to_owned(), format!("step {}{more}", step.name)));
         }
     }
-    let over = [
-        WorkflowPhase::Succeeded,
-        WorkflowPhase::Failed,
-        WorkflowPhase::Cancelled,
-    ];
+    let over = [WorkflowPhase::Succeeded, WorkflowPhase::Failed, WorkflowPhase::Cancelled];
     if before.phase != after.phase && over.contains(&after.phase) {
         let note = after
             .message
             .clone()
             .filter(|message| !message.is_empty())
             .unwrap_or_else(|| format!("steps {}", after.progress));
-        news.push((
-            after.phase == WorkflowPhase::Failed,
-            format!("{:?}", after.phase),
-            note,
-        ));
+        news.push((after.phase == WorkflowPhase::Failed, format!("{:?}", after.phase), note));
     }
     news
 }
 
-/// When a finished workflow is deleted, if ever. Objects that GitOps tools track would be made again and run again.
+/// When a finished workflow is deleted, if ever. Objects that Argo CD or Flux track would be made again and run again.
 pub(super) fn expiry(workflow: &Workflow) -> Option<Timestamp> {
     const TRACKED: [&str; 4] = [
         "argocd.argoproj.io/instance",
@@ -223,7 +182,5 @@ pub(super) fn expiry(workflow: &Workflow) -> Option<Timestamp> {
         .any(|name| workflow.labels().contains_key(*name) || workflow.annotations().contains_key(*name));
     let ttl = workflow.spec.ttl_after_finished.as_ref().filter(|_| !tracked)?;
     let finished = workflow.status.as_ref()?.finished_at.as_ref()?.0;
-    finished
-        .checked_add(SignedDuration::try_from(ttl.get()).ok()?)
-        .ok()
+    finished.checked_add(SignedDuration::try_from(ttl.get()).ok()?).ok()
 }

@@ -44,37 +44,28 @@ where
                 steps.insert(step.name.clone(), value);
             }
         }
-        let outcome = self
-            .state
-            .outcome()
-            .map_or(Value::Null, |outcome| json!(outcome.to_string()));
+        let outcome = self.state.outcome().map_or(Value::Null, |outcome| json!(outcome.to_string()));
         let workflow = json!({
             "name": self.name,
             "namespace": self.namespace,
             "outcome": outcome,
             "message": self.state.message().unwrap_or_default(),
         });
-        Ok(Variables::from([
-            ("steps".to_owned(), Value::Object(steps)),
-            ("workflow".to_owned(), workflow),
-        ]))
+        Ok(Variables::from([("steps".to_owned(), Value::Object(steps)), ("workflow".to_owned(), workflow)]))
     }
 
     /// What expressions see of a step, if it has anything to show.
     async fn step(&self, index: u16, batch: bool) -> Result<Option<Value>> {
         let members = self.state.members(self.plan, index);
-        let targets: Vec<_> = (0..members.unwrap_or(0))
-            .map(|member| Target::Member { step: index, member })
-            .collect();
+        let targets: Vec<_> =
+            (0..members.unwrap_or(0)).map(|member| Target::Member { step: index, member }).collect();
         let mut results = self.results(&targets).await?;
         if !batch {
             return Ok(results.pop().flatten().map(|result| json!({ "result": result })));
         }
         let (succeeded, failed) = self.state.counts(index);
         let results: Vec<_> = results.into_iter().map(Option::unwrap_or_default).collect();
-        Ok(Some(
-            json!({ "results": results, "total": members, "succeeded": succeeded, "failed": failed }),
-        ))
+        Ok(Some(json!({ "results": results, "total": members, "succeeded": succeeded, "failed": failed })))
     }
 
     /// The results at `targets`; `None` for what has not succeeded.

@@ -42,10 +42,7 @@ impl State {
 fn explain(state: &StepState, failed: u32, total: u32) -> String {
     let sample = state.failures.first().map(|(member, failure)| match total {
         1 => format!("{}: {}", failure.reason, failure.message),
-        _ => format!(
-            "{failed} of {total} failed, member {member}: {}: {}",
-            failure.reason, failure.message
-        ),
+        _ => format!("{failed} of {total} failed, member {member}: {}: {}", failure.reason, failure.message),
     });
     cut(&sample.unwrap_or_else(|| format!("{failed} of {total} failed")))
 }

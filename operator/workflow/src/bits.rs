@@ -39,9 +39,7 @@ impl Bits {
 
     fn ranges(&self) -> Vec<(u32, u32)> {
         let mut ranges: Vec<(u32, u32)> = Vec::new();
-        let end = u32::try_from(self.bytes.len())
-            .unwrap_or(u32::MAX)
-            .saturating_mul(8);
+        let end = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX).saturating_mul(8);
         for number in (0..end).filter(|number| self.contains(*number)) {
             match ranges.last_mut() {
                 Some((_, last)) if *last + 1 == number => *last = number,
@@ -58,13 +56,10 @@ fn place(number: u32) -> (usize, u8) {
 
 impl Serialize for Bits {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        let texts = self.ranges().into_iter().map(|(from, to)| {
-            if from == to {
-                from.to_string()
-            } else {
-                format!("{from}-{to}")
-            }
-        });
+        let texts = self
+            .ranges()
+            .into_iter()
+            .map(|(from, to)| if from == to { from.to_string() } else { format!("{from}-{to}") });
         let ranges = texts.collect::<Vec<_>>().join(",");
         let bitmap_length = 1 + self.bytes.len().div_ceil(3) * 4;
         if ranges.len() <= bitmap_length {
@@ -89,10 +84,8 @@ impl<'de> Deserialize<'de> for Bits {
         }
         for range in text.split(',').filter(|range| !range.is_empty()) {
             let (from, to) = range.split_once('-').unwrap_or((range, range));
-            let (from, to): (u32, u32) = (
-                from.parse().map_err(D::Error::custom)?,
-                to.parse().map_err(D::Error::custom)?,
-            );
+            let (from, to): (u32, u32) =
+                (from.parse().map_err(D::Error::custom)?, to.parse().map_err(D::Error::custom)?);
             if from > to || to >= Self::LIMIT {
                 return Err(D::Error::custom(format!("range {range} makes no sense")));
             }

@@ -27,10 +27,7 @@ pub enum Error {
 /// # Panics
 /// Never: every state can be written as JSON.
 pub fn encode(state: &State) -> (u32, Value) {
-    (
-        VERSION,
-        serde_json::to_value(state).expect("a state has only text keys and finite numbers"),
-    )
+    (VERSION, serde_json::to_value(state).expect("a state has only text keys and finite numbers"))
 }
 
 /// The state that was stored.

@@ -24,10 +24,7 @@ impl State {
         if let Some(since) = self.deleting_since {
             return self.end_deletion(since, now);
         }
-        let current = self
-            .steps
-            .iter()
-            .position(|step| step.phase == StepPhase::Running);
+        let current = self.steps.iter().position(|step| step.phase == StepPhase::Running);
         if let Some(index) = current {
             return self.advance_step(plan, index, now);
         }
@@ -55,26 +52,19 @@ impl State {
 
     /// A callback whose job is in the broker.
     pub(crate) fn callback_out(&self) -> Option<Target> {
-        self.callback_targets()
-            .find(|target| *self.slot(target) == Slot::Out)
+        self.callback_targets().find(|target| *self.slot(target) == Slot::Out)
     }
 
     /// The places of all callbacks.
     pub(crate) fn callback_targets(&self) -> impl Iterator<Item = Target> + use<'_> {
-        let of_steps = (0_u16..)
-            .zip(&self.steps)
-            .filter(|(_, step)| step.phase == StepPhase::Running);
+        let of_steps = (0_u16..).zip(&self.steps).filter(|(_, step)| step.phase == StepPhase::Running);
         let of_steps = of_steps
             .flat_map(|(step, _)| Callback::ALL.map(|callback| Target::StepCallback { step, callback }));
         of_steps.chain(Callback::ALL.map(Target::Callback))
     }
 
     fn next_step(&mut self, plan: &Plan, now: u64) -> bool {
-        let Some(index) = self
-            .steps
-            .iter()
-            .position(|step| step.phase == StepPhase::Pending)
-        else {
+        let Some(index) = self.steps.iter().position(|step| step.phase == StepPhase::Pending) else {
             self.decide(WorkflowOutcome::Succeeded, None, now);
             return true;
         };
@@ -132,10 +122,8 @@ impl State {
         self.outcome = Some(outcome);
         self.message = message.map(cut);
         self.phase = WorkflowPhase::Finishing;
-        for step in self
-            .steps
-            .iter_mut()
-            .filter(|step| step.phase == StepPhase::Running && step.outcome.is_none())
+        for step in
+            self.steps.iter_mut().filter(|step| step.phase == StepPhase::Running && step.outcome.is_none())
         {
             step.outcome = Some(outcome);
             step.decided_at = Some(at);
@@ -146,11 +134,7 @@ impl State {
     /// The workflow's callbacks, then the end.
     fn finish(&mut self, plan: &Plan, now: u64) -> bool {
         let Some(outcome) = self.outcome else { return false };
-        for step in self
-            .steps
-            .iter_mut()
-            .filter(|step| step.phase == StepPhase::Pending)
-        {
+        for step in self.steps.iter_mut().filter(|step| step.phase == StepPhase::Pending) {
             step.phase = StepPhase::Skipped;
         }
         if !call_back(&mut self.callbacks, plan.callbacks, outcome) {
@@ -167,10 +151,8 @@ impl State {
 
     /// Lets what had its time come out: the workflow by its deadline, the running step by its timeout.
     pub(crate) fn expire(&mut self, plan: &Plan, at: u64) {
-        let end = plan
-            .deadline
-            .zip(self.started_at)
-            .map(|(deadline, started)| started.saturating_add(deadline));
+        let end =
+            plan.deadline.zip(self.started_at).map(|(deadline, started)| started.saturating_add(deadline));
         if let Some(end) = end.filter(|end| *end <= at) {
             self.decide(
                 WorkflowOutcome::Failed,

@@ -33,13 +33,7 @@ impl State {
         if !self.is_terminal() {
             self.hear(plan, event, now)?;
             self.advance(plan, now);
-        } else if let Event::Settled {
-            target,
-            round,
-            outcome,
-            ..
-        } = event
-        {
+        } else if let Event::Settled { target, round, outcome, .. } = event {
             self.check(&target)?;
             self.count_conflict(&target, round, &outcome);
         }
@@ -57,19 +51,14 @@ impl State {
                 }
             }
             Event::ResolveFailed { step, failure } => self.resolve_failed(step, &failure, now)?,
-            Event::Dispatched { targets } => targets
-                .iter()
-                .try_for_each(|target| self.dispatched(target, now))?,
+            Event::Dispatched { targets } => {
+                targets.iter().try_for_each(|target| self.dispatched(target, now))?
+            }
             Event::DispatchRefused { target, failure } => {
                 let outcome = Outcome::Failed(failure);
                 self.settle(plan, &target, outcome, now)?;
             }
-            Event::Settled {
-                target,
-                round,
-                outcome,
-                settled_at,
-            } => {
+            Event::Settled { target, round, outcome, settled_at } => {
                 self.check(&target)?;
                 if round == self.round {
                     self.expire(plan, settled_at);
@@ -147,14 +136,12 @@ impl State {
                 if !self.slot(target).is_over() && *self.slot(target) != Slot::Idle {
                     let slot = match outcome {
                         Outcome::Succeeded { .. } => Slot::Done,
-                        Outcome::Failed(failure) => Slot::Failed(Failure {
-                            reason: failure.reason,
-                            message: cut(&failure.message),
-                        }),
-                        Outcome::Cancelled => Slot::Failed(Failure {
-                            reason: "Cancelled".to_owned(),
-                            message: String::new(),
-                        }),
+                        Outcome::Failed(failure) => {
+                            Slot::Failed(Failure { reason: failure.reason, message: cut(&failure.message) })
+                        }
+                        Outcome::Cancelled => {
+                            Slot::Failed(Failure { reason: "Cancelled".to_owned(), message: String::new() })
+                        }
                     };
                     self.set_slot(target, slot);
                 } else {
@@ -186,19 +173,14 @@ impl State {
                 return;
             }
             Outcome::Failed(failure) => failure,
-            Outcome::Cancelled => Failure {
-                reason: "Cancelled".to_owned(),
-                message: "the job was cancelled".to_owned(),
-            },
+            Outcome::Cancelled => {
+                Failure { reason: "Cancelled".to_owned(), message: "the job was cancelled".to_owned() }
+            }
         };
         if state.failures.len() < MAX_FAILURES {
-            state.failures.push((
-                member,
-                Failure {
-                    reason: cut(&failure.reason),
-                    message: cut(&failure.message),
-                },
-            ));
+            state
+                .failures
+                .push((member, Failure { reason: cut(&failure.reason), message: cut(&failure.message) }));
         }
     }
 
@@ -227,19 +209,14 @@ impl State {
             Target::StepCallback { step, .. } => usize::from(*step) < self.steps.len(),
             Target::Callback(_) => true,
         };
-        if known {
-            Ok(())
-        } else {
-            Err(TransitionError::UnknownTarget(*target))
-        }
+        if known { Ok(()) } else { Err(TransitionError::UnknownTarget(*target)) }
     }
 
     pub(crate) fn slot(&self, target: &Target) -> &Slot {
         match target {
-            Target::StepCallback { step, callback } => self
-                .steps
-                .get(usize::from(*step))
-                .map_or(&Slot::Idle, |step| step.callbacks.get(*callback)),
+            Target::StepCallback { step, callback } => {
+                self.steps.get(usize::from(*step)).map_or(&Slot::Idle, |step| step.callbacks.get(*callback))
+            }
             Target::Callback(callback) => self.callbacks.get(*callback),
             Target::Member { .. } => &Slot::Idle,
         }
@@ -258,8 +235,6 @@ impl State {
     }
 
     fn step_mut(&mut self, step: u16) -> Result<&mut StepState, TransitionError> {
-        self.steps
-            .get_mut(usize::from(step))
-            .ok_or(TransitionError::UnknownStep(step))
+        self.steps.get_mut(usize::from(step)).ok_or(TransitionError::UnknownStep(step))
     }
 }

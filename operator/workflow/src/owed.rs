@@ -21,16 +21,11 @@ impl State {
         }
         if !self.suspended {
             self.owe_members(plan, &mut effects);
-            let owed: Vec<_> = self
-                .callback_targets()
-                .filter(|target| *self.slot(target) == Slot::Owed)
-                .collect();
+            let owed: Vec<_> =
+                self.callback_targets().filter(|target| *self.slot(target) == Slot::Owed).collect();
             push(&mut effects, &owed, |targets| Effect::Dispatch { targets });
         }
-        if self
-            .heard_at
-            .is_some_and(|heard| now >= heard.saturating_add(plan.resync_after))
-        {
+        if self.heard_at.is_some_and(|heard| now >= heard.saturating_add(plan.resync_after)) {
             let silent: Vec<_> = self.all_out().take(Effect::MAX_TARGETS).collect();
             push(&mut effects, &silent, |targets| Effect::Ask { targets });
         }
@@ -40,18 +35,13 @@ impl State {
     fn owe_cancels(&self, effects: &mut Vec<Effect>) {
         let ends_early = |step: &StepState| {
             self.deleting_since.is_some()
-                || step
-                    .outcome
-                    .is_some_and(|outcome| outcome != WorkflowOutcome::Succeeded)
+                || step.outcome.is_some_and(|outcome| outcome != WorkflowOutcome::Succeeded)
         };
         for (step, state) in (0_u16..)
             .zip(&self.steps)
             .filter(|(_, state)| state.phase == StepPhase::Running && ends_early(state))
         {
-            let out: Vec<_> = state
-                .out()
-                .map(|member| Target::Member { step, member })
-                .collect();
+            let out: Vec<_> = state.out().map(|member| Target::Member { step, member }).collect();
             push(effects, &out, |targets| Effect::CancelJobs { targets });
         }
     }
@@ -79,15 +69,10 @@ impl State {
 
     /// Everything that is in the broker.
     fn all_out(&self) -> impl Iterator<Item = Target> + '_ {
-        let running = (0_u16..)
-            .zip(&self.steps)
-            .filter(|(_, state)| state.phase == StepPhase::Running);
+        let running = (0_u16..).zip(&self.steps).filter(|(_, state)| state.phase == StepPhase::Running);
         let members =
             running.flat_map(|(step, state)| state.out().map(move |member| Target::Member { step, member }));
-        members.chain(
-            self.callback_targets()
-                .filter(|target| *self.slot(target) == Slot::Out),
-        )
+        members.chain(self.callback_targets().filter(|target| *self.slot(target) == Slot::Out))
     }
 
     /// When something may follow from time alone.
@@ -102,11 +87,8 @@ impl State {
         if self.outcome.is_none() {
             timers.push(after(self.started_at, plan.deadline));
         }
-        for (state, planned) in self
-            .steps
-            .iter()
-            .zip(&plan.steps)
-            .filter(|(state, _)| state.phase == StepPhase::Running)
+        for (state, planned) in
+            self.steps.iter().zip(&plan.steps).filter(|(state, _)| state.phase == StepPhase::Running)
         {
             timers.push(match state.outcome {
                 None => after(state.started_at, planned.timeout),
@@ -122,9 +104,5 @@ impl State {
 }
 
 fn push(effects: &mut Vec<Effect>, targets: &[Target], make: impl Fn(Vec<Target>) -> Effect) {
-    effects.extend(
-        targets
-            .chunks(Effect::MAX_TARGETS)
-            .map(|chunk| make(chunk.to_vec())),
-    );
+    effects.extend(targets.chunks(Effect::MAX_TARGETS).map(|chunk| make(chunk.to_vec())));
 }

@@ -252,9 +252,7 @@ impl State {
 
     /// How many members of a step ended well, and how many otherwise.
     pub fn counts(&self, step: u16) -> (u32, u32) {
-        self.steps
-            .get(usize::from(step))
-            .map_or((0, 0), StepState::counts)
+        self.steps.get(usize::from(step)).map_or((0, 0), StepState::counts)
     }
 
     /// Where the result of a job is; `None` unless it succeeded.
@@ -269,10 +267,7 @@ impl State {
         if step.silent.contains(*member) {
             return Some(ResultRef::None);
         }
-        let inline = step
-            .inline
-            .get(member)
-            .map(|text| ResultRef::Inline(text.clone()));
+        let inline = step.inline.get(member).map(|text| ResultRef::Inline(text.clone()));
         Some(inline.unwrap_or(ResultRef::Stored { bytes: 0 }))
     }
 }
@@ -291,9 +286,7 @@ impl StepState {
 
 /// A message cut to its limit.
 pub(crate) fn cut(message: &str) -> String {
-    let end = (0..=MAX_MESSAGE.min(message.len()))
-        .rev()
-        .find(|&at| message.is_char_boundary(at))
-        .unwrap_or(0);
+    let end =
+        (0..=MAX_MESSAGE.min(message.len())).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
     message[..end].to_owned()
 }

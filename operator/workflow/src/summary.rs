@@ -45,16 +45,9 @@ impl State {
     pub fn summary(&self, plan: &Plan) -> Summary {
         let empty = StepState::default();
         let states = self.steps.iter().chain(std::iter::repeat(&empty));
-        let steps: Vec<_> = plan
-            .steps
-            .iter()
-            .zip(states)
-            .map(|(planned, state)| step(&planned.name, state))
-            .collect();
-        let done = steps
-            .iter()
-            .filter(|step| step.phase == StepPhase::Succeeded)
-            .count();
+        let steps: Vec<_> =
+            plan.steps.iter().zip(states).map(|(planned, state)| step(&planned.name, state)).collect();
+        let done = steps.iter().filter(|step| step.phase == StepPhase::Succeeded).count();
         Summary {
             phase: self.phase,
             progress: format!("{done}/{}", steps.len()),

@@ -85,10 +85,7 @@ impl Target {
         let step = u16::try_from(number(first.strip_prefix('s')?)?).ok()?;
         let target = match second.strip_prefix('m').and_then(number) {
             Some(member) => Self::Member { step, member },
-            None => Self::StepCallback {
-                step,
-                callback: Callback::parse(second)?,
-            },
+            None => Self::StepCallback { step, callback: Callback::parse(second)? },
         };
         Some((round, target))
     }
