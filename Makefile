@@ -41,8 +41,8 @@ lint: packages ## Formatting, clippy, shellcheck, generated files.
 	@$(STEP) "generated files" "seconds" $(MAKE) --no-print-directory crds-check
 
 .PHONY: unit
-unit: packages ## Unit and property tests.
-	@$(STEP) "unit and property tests" "3 min cold" cargo test --workspace --locked --quiet --exclude longshore-e2e --lib --bins --test '*' -- --quiet
+unit: packages ## Unit and property tests, and the conformance suite on the brokers that need no server.
+	@$(STEP) "unit, property and conformance tests" "4 min cold" cargo test --workspace --locked --quiet --exclude longshore-e2e
 
 .PHONY: crds
 crds: ## Write the CustomResourceDefinitions into the chart.
@@ -52,9 +52,22 @@ crds: ## Write the CustomResourceDefinitions into the chart.
 crds-check:
 	@cargo run --quiet --locked -p longshore-crds --bin crdgen -- --check charts/longshore/definitions
 
+BROKERS ?= memory,embedded,http
 .PHONY: conformance
 conformance: packages ## The conformance suite; BROKERS=memory,embedded,http names the brokers.
 	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "1 min" cargo test --locked --quiet -p longshore-drivers --test conformance
+
+.PHONY: guarantees
+guarantees: ## Write docs/guarantees.md from what the conformance suite recorded.
+	@cargo run --quiet --locked -p longshore-drivers --example guarantees -- "$(LONGSHORE_CONFORMANCE_DIR)" docs/guarantees.md
+
+.PHONY: guarantees-check
+guarantees-check:
+	@cargo run --quiet --locked -p longshore-drivers --example guarantees -- --check "$(LONGSHORE_CONFORMANCE_DIR)" docs/guarantees.md
+
+.PHONY: bench
+bench: packages ## Figures of the embedded broker in process, beside the raw cost in the same run.
+	@cargo run --quiet --locked --release -p longshore-drivers --example bench_embedded
 
 .PHONY: images
 images: packages ## Static binaries and images from scratch.

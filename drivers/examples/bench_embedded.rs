@@ -4,11 +4,7 @@
 //!
 //! With a depth it also shows what a claim and a settle cost at growing depths up to that one.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a program for people at a terminal"
-)]
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
 use longshore_drivers::{
     Claim, Declaration, Driver, DriverExt, NewJob, Owner, Payload, QueueName, QueueSettings, Settle,
@@ -35,9 +31,7 @@ const PAYLOAD: &str = r#"{"to":"somebody@example.com","template":"welcome","loca
 
 #[tokio::main]
 async fn main() {
-    let directory = std::env::args()
-        .nth(1)
-        .map_or_else(std::env::temp_dir, PathBuf::from);
+    let directory = std::env::args().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let directory = directory.join(format!("longshore-bench-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     syncs(&directory);
@@ -46,19 +40,9 @@ async fn main() {
     }
     let driver = Arc::new(Embedded::open(Config::new(directory.join("jobs.db"))).unwrap());
     let queue: QueueName = "bench".parse().unwrap();
-    let owner = Owner {
-        installation: "bench".into(),
-        uid: "bench".into(),
-    };
-    let settings = QueueSettings {
-        max_depth: u64::MAX,
-        ..QueueSettings::default()
-    };
-    let declaration = Declaration {
-        owner,
-        settings,
-        adopt: false,
-    };
+    let owner = Owner { installation: "bench".into(), uid: "bench".into() };
+    let settings = QueueSettings { max_depth: u64::MAX, ..QueueSettings::default() };
+    let declaration = Declaration { owner, settings, adopt: false };
     driver.declare(&queue, declaration).await.unwrap();
     lone(&driver, &queue).await;
     single(&driver, &queue).await;
@@ -104,11 +88,7 @@ fn raw_inserts(directory: &Path, group: usize) {
         }
         db.execute_batch("COMMIT").unwrap();
     }
-    report(
-        &format!("raw: SQLite inserts, {group} in a transaction"),
-        rounds * group,
-        since,
-    );
+    report(&format!("raw: SQLite inserts, {group} in a transaction"), rounds * group, since);
 }
 
 fn job() -> NewJob {
@@ -135,11 +115,7 @@ async fn single(driver: &Arc<Embedded>, queue: &QueueName) {
         })
     });
     futures::future::join_all(tasks).await;
-    report(
-        &format!("enqueue: {CALLERS} callers, one by one"),
-        SINGLE / CALLERS * CALLERS,
-        since,
-    );
+    report(&format!("enqueue: {CALLERS} callers, one by one"), SINGLE / CALLERS * CALLERS, since);
 }
 
 async fn batched(driver: &Arc<Embedded>, queue: &QueueName) {
@@ -155,11 +131,7 @@ async fn batched(driver: &Arc<Embedded>, queue: &QueueName) {
         })
     });
     futures::future::join_all(tasks).await;
-    report(
-        &format!("enqueue: {callers} callers, batches of {BATCH}"),
-        BATCHED,
-        since,
-    );
+    report(&format!("enqueue: {callers} callers, batches of {BATCH}"), BATCHED, since);
 }
 
 async fn drain(driver: &Arc<Embedded>, queue: &QueueName) {
@@ -179,15 +151,11 @@ async fn drain(driver: &Arc<Embedded>, queue: &QueueName) {
                 if jobs.is_empty() {
                     break;
                 }
-                let settlements = jobs.into_iter().map(|job| Settlement {
-                    receipt: job.receipt,
-                    settle: Settle::Succeed { result: None },
-                });
+                let settlements = jobs
+                    .into_iter()
+                    .map(|job| Settlement { receipt: job.receipt, settle: Settle::Succeed { result: None } });
                 let answers = driver.settle(&queue, settlements.collect()).await.unwrap();
-                done.fetch_add(
-                    answers.iter().filter(|answer| answer.is_ok()).count(),
-                    Ordering::Relaxed,
-                );
+                done.fetch_add(answers.iter().filter(|answer| answer.is_ok()).count(), Ordering::Relaxed);
             }
         })
     });
@@ -219,29 +187,16 @@ async fn deep(driver: &Arc<Embedded>, queue: &QueueName, deepest: u64) {
             let jobs = driver.claim(queue, claim).await.unwrap();
             let settlements = jobs.into_iter().map(|job| Settlement {
                 receipt: job.receipt,
-                settle: Settle::Release {
-                    delay: Duration::ZERO,
-                },
+                settle: Settle::Release { delay: Duration::ZERO },
             });
             driver.settle(queue, settlements.collect()).await.unwrap();
         }
-        report(
-            &format!("claim and release 100, alone, {target} jobs deep"),
-            rounds * 100,
-            since,
-        );
+        report(&format!("claim and release 100, alone, {target} jobs deep"), rounds * 100, since);
         let since = Instant::now();
         for _ in 0..rounds {
-            driver
-                .enqueue(queue, (0..100).map(|_| job()).collect())
-                .await
-                .unwrap();
+            driver.enqueue(queue, (0..100).map(|_| job()).collect()).await.unwrap();
         }
-        report(
-            &format!("enqueue 100, alone, {target} jobs deep"),
-            rounds * 100,
-            since,
-        );
+        report(&format!("enqueue 100, alone, {target} jobs deep"), rounds * 100, since);
         target *= 10;
     }
 }

@@ -37,17 +37,12 @@ fn main() {
         {
             Ok((backend, probe)) => {
                 let findings = Findings::default();
-                trials.extend(
-                    ALL.iter()
-                        .map(|scenario| trial(&backend, &probe, scenario, &findings)),
-                );
+                trials.extend(ALL.iter().map(|scenario| trial(&backend, &probe, scenario, &findings)));
                 reports.push((backend.name(), probe, findings));
             }
             Err(error) => {
                 let error = format!("{name} can't be started: {error}");
-                trials.push(Trial::test(format!("{name}::starts"), || {
-                    Err(Failed::from(error))
-                }));
+                trials.push(Trial::test(format!("{name}::starts"), || Err(Failed::from(error))));
             }
         }
     }
@@ -89,14 +84,8 @@ fn trial(
     let (backend, findings) = (backend.clone(), findings.clone());
     let missing = scenario.missing(&probe.capabilities);
     let (name, run) = match missing {
-        None => (
-            format!("{}::{}", backend.name(), scenario.name),
-            Some(scenario.run),
-        ),
-        Some(need) => (
-            format!("{}::{}__unsupported", backend.name(), scenario.name),
-            need.refused,
-        ),
+        None => (format!("{}::{}", backend.name(), scenario.name), Some(scenario.run)),
+        Some(need) => (format!("{}::{}__unsupported", backend.name(), scenario.name), need.refused),
     };
     let supported = missing.is_none();
     Trial::test(name, move || {
@@ -135,12 +124,8 @@ async fn bounded(
     scenario: &Scenario,
     run: Run,
 ) -> (Result<(), String>, Option<String>) {
-    let prefix: String = scenario
-        .name
-        .chars()
-        .take(12)
-        .map(|letter| if letter == '_' { '-' } else { letter })
-        .collect();
+    let prefix: String =
+        scenario.name.chars().take(12).map(|letter| if letter == '_' { '-' } else { letter }).collect();
     let fixture = Fixture::new(broker, prefix);
     let measured = fixture.measured();
     // A panic must not leave the broker running.
@@ -156,19 +141,14 @@ async fn bounded(
 
 fn write(name: &str, probe: &Probe, findings: &Findings) {
     let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
-    let scenarios: Vec<&Value> = ALL
-        .iter()
-        .filter_map(|scenario| findings.get(scenario.name))
-        .collect();
+    let scenarios: Vec<&Value> = ALL.iter().filter_map(|scenario| findings.get(scenario.name)).collect();
     let report = json!({
         "broker": name,
         "server_version": probe.version,
         "scenarios": scenarios,
     });
-    let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance"),
-        PathBuf::from,
-    );
+    let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance"), PathBuf::from);
     let path = directory.join(format!("{name}.json"));
     let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
     if let Err(error) = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, text + "\n"))

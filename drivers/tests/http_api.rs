@@ -53,9 +53,7 @@ struct Setup {
 
 impl Setup {
     async fn start(self) -> Server {
-        let address = self
-            .address
-            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = self.address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stub = Arc::new(self.stub);
@@ -64,12 +62,7 @@ impl Setup {
         let driver: DynDriver = stub.clone();
         let app = broker_router(driver, Arc::new(tokens), self.api, stop.clone());
         let serving = tokio::spawn(serve(listener, app, self.connections, stop.clone()));
-        Server {
-            stub,
-            address,
-            stop,
-            serving,
-        }
+        Server { stub, address, stop, serving }
     }
 }
 
@@ -104,9 +97,7 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, waiting)
-        .await
-        .unwrap_or_else(|_| panic!("still waiting: {what}"));
+    tokio::time::timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("still waiting: {what}"));
 }
 
 /// Fails a test that hangs.

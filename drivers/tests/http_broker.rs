@@ -60,13 +60,7 @@ impl Running {
 
     fn terminate(&mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let asked = Instant::now();
         while asked.elapsed() < DEADLINE {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -95,36 +89,20 @@ fn jobs_outlive_the_process_and_a_stop_is_orderly() {
     fs::write(&token, "secret\n").unwrap();
     let mut first = Running::start(directory.path(), &token);
     assert!(first.ask("GET", "/readyz", "").starts_with("HTTP/1.1 200"));
+    assert!(first.ask("PUT", "/v1/queues/a.b.c", DECLARATION).starts_with("HTTP/1.1 200"));
     assert!(
         first
-            .ask("PUT", "/v1/queues/a.b.c", DECLARATION)
-            .starts_with("HTTP/1.1 200")
-    );
-    assert!(
-        first
-            .ask(
-                "POST",
-                "/v1/queues/a.b.c/jobs",
-                r#"{"jobs":[{"id":"kept","type":"t"}]}"#
-            )
+            .ask("POST", "/v1/queues/a.b.c/jobs", r#"{"jobs":[{"id":"kept","type":"t"}]}"#)
             .contains("created")
     );
-    let mut poll = first.send(
-        "POST",
-        "/v1/queues/a.b.c/claim",
-        r#"{"max":1,"waitMs":60000,"leaseMs":100}"#,
-    );
+    let mut poll = first.send("POST", "/v1/queues/a.b.c/claim", r#"{"max":1,"waitMs":60000,"leaseMs":100}"#);
     let mut answer = String::new();
     poll.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("\"kept\""), "{answer}");
     assert_eq!(first.terminate(), Some(0));
 
     let mut second = Running::start(directory.path(), &token);
-    assert!(
-        second
-            .ask("GET", "/v1/queues/a.b.c/jobs/kept", "")
-            .contains("\"kept\"")
-    );
+    assert!(second.ask("GET", "/v1/queues/a.b.c/jobs/kept", "").contains("\"kept\""));
     assert_eq!(second.terminate(), Some(0));
 }
 

@@ -239,7 +239,8 @@ impl Election {
     /// Whether the lease was left by the process that ran in this pod before. The kubelet starts a container again only
     /// after the one before it ended, and no two pods have one name: whatever holds the lease under it is dead.
     fn left_by_this_pod(&self) -> bool {
-        let holder = self.observed.as_ref().and_then(|seen| seen.record.term.as_ref()).map(|term| &term.holder);
+        let holder =
+            self.observed.as_ref().and_then(|seen| seen.record.term.as_ref()).map(|term| &term.holder);
         self.term.is_none() && self.last_renew.is_none() && holder == Some(&self.identity)
     }
 

@@ -56,10 +56,7 @@ async fn ready(State(core): State<Arc<Core>>) -> (StatusCode, String) {
         return (StatusCode::OK, "ok\n".to_owned());
     }
     let error = policy.error.unwrap_or_else(|| "it was not read yet".to_owned());
-    (
-        StatusCode::SERVICE_UNAVAILABLE,
-        format!("waiting for the policy: {error}\n"),
-    )
+    (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for the policy: {error}\n"))
 }
 
 async fn metrics(State(core): State<Arc<Core>>) -> impl IntoResponse {

@@ -67,16 +67,10 @@ async fn complete(
     body: Body,
 ) -> Result<StatusCode> {
     let receipt = Receipt(receipt);
-    let (_, lane) = core
-        .in_flight
-        .find(&receipt)
-        .ok_or_else(|| Error::stale(&receipt))?;
+    let (_, lane) = core.in_flight.find(&receipt).ok_or_else(|| Error::stale(&receipt))?;
     let limit = lane.driver.capabilities().limits.max_result;
     let body = match read(body, limit).await {
-        Ok(bytes) => Outcome::Result(Payload {
-            content_type: headers::media_type(&headers),
-            bytes,
-        }),
+        Ok(bytes) => Outcome::Result(Payload { content_type: headers::media_type(&headers), bytes }),
         Err(error) if error.kind == ErrorKind::TooLarge => Outcome::TooLarge(limit),
         Err(error) => return Err(error),
     };
@@ -105,18 +99,8 @@ async fn finish(
     refinement: Refinement,
     body: Outcome,
 ) -> Result<StatusCode> {
-    let Refinement {
-        wanted,
-        retry_after,
-        error,
-    } = refinement;
-    let answer = Answer::Response(AppResponse {
-        status,
-        wanted,
-        retry_after,
-        error,
-        body,
-    });
+    let Refinement { wanted, retry_after, error } = refinement;
+    let answer = Answer::Response(AppResponse { status, wanted, retry_after, error, body });
     let (reply, settled) = oneshot::channel();
     let handed = core.in_flight.complete(&receipt, Completion { answer, reply });
     handed.map_err(|_| Error::stale(&receipt))?;
@@ -163,9 +147,7 @@ async fn enqueue(
 fn new_job(job_type: String, headers: &HeaderMap, bytes: Bytes) -> Result<NewJob> {
     let text = |name: &str| {
         let value = headers.get(name).map(|value| value.to_str().map(str::trim));
-        value
-            .transpose()
-            .map_err(|_| Error::invalid(format!("header {name} is no text")))
+        value.transpose().map_err(|_| Error::invalid(format!("header {name} is no text")))
     };
     let number = |name: &str| {
         let parsed = text(name)?.map(str::parse::<u64>).transpose();
@@ -177,15 +159,9 @@ fn new_job(job_type: String, headers: &HeaderMap, bytes: Bytes) -> Result<NewJob
     Ok(NewJob {
         id: text("job-id")?.map(JobId::new).transpose()?,
         job_type,
-        payload: Payload {
-            content_type: content_type.unwrap_or("application/json").to_owned(),
-            bytes,
-        },
+        payload: Payload { content_type: content_type.unwrap_or("application/json").to_owned(), bytes },
         delay: Duration::from_millis(number("job-delay-ms")?.unwrap_or_default()),
-        overrides: Overrides {
-            max_attempts,
-            timeout: number("job-timeout-ms")?.map(Duration::from_millis),
-        },
+        overrides: Overrides { max_attempts, timeout: number("job-timeout-ms")?.map(Duration::from_millis) },
         headers: metadata(headers),
         notify: None,
     })
@@ -196,27 +172,17 @@ fn metadata(headers: &HeaderMap) -> BTreeMap<String, String> {
     let travels = |name: &str| {
         matches!(name, "traceparent" | "tracestate" | "baggage") || name.starts_with("job-meta-")
     };
-    let texts = headers
-        .iter()
-        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-    texts
-        .filter(|(name, _)| travels(name))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+    let texts = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+    texts.filter(|(name, _)| travels(name)).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes> {
     let collected = Limited::new(body, limit).collect().await;
-    collected
-        .map(http_body_util::Collected::to_bytes)
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                Error::new(
-                    ErrorKind::TooLarge,
-                    format!("the body takes more than {limit} bytes"),
-                )
-            } else {
-                Error::invalid("the body ended early")
-            }
-        })
+    collected.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Error::new(ErrorKind::TooLarge, format!("the body takes more than {limit} bytes"))
+        } else {
+            Error::invalid("the body ended early")
+        }
+    })
 }

@@ -27,8 +27,8 @@ use tokio::{
 
 /// How long a long poll waits.
 const POLL: Duration = Duration::from_secs(20);
-/// What a request may take beyond its wait.
-const REQUEST: Duration = Duration::from_secs(10);
+/// What a request may take beyond its wait. Drivers give up earlier; a claim that is cut off may lease jobs to nobody.
+const REQUEST: Duration = Duration::from_secs(35);
 /// An empty queue takes part in rounds this often while others are hot.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// However soon empty long polls return, all queues together cause no more requests than one in this time.
@@ -109,7 +109,12 @@ impl Claimer {
     fn look_at_hold(&mut self) -> Option<Hold> {
         let hold = self.core.hold();
         if hold != self.hold {
-            tracing::info!(hold = ?hold, "claiming {}", if hold.is_some() { "stopped" } else { "resumed" });
+            match (hold, self.hold) {
+                // These come and go by themselves.
+                (Some(Hold::Paused), _) | (None, Some(Hold::Paused)) => {}
+                (Some(hold), _) => tracing::info!(?hold, "claiming stopped"),
+                (None, _) => tracing::info!("claiming resumed"),
+            }
             self.hold = hold;
         }
         self.core.metrics.claiming.set(i64::from(hold.is_none()));
@@ -118,11 +123,7 @@ impl Claimer {
 
     /// Slots, or fewer when that many payloads might not fit into memory.
     fn free(&self, plan: &Plan) -> u32 {
-        let largest = plan
-            .lanes
-            .iter()
-            .map(|lane| lane.driver.capabilities().limits.max_payload)
-            .max();
+        let largest = plan.lanes.iter().map(|lane| lane.driver.capabilities().limits.max_payload).max();
         let room = MAX_BYTES.saturating_sub(self.core.in_flight.counts().bytes);
         let fitting = room / largest.unwrap_or(MAX_BYTES).max(1);
         self.core.free().min(u32::try_from(fitting).unwrap_or(u32::MAX))
@@ -153,31 +154,19 @@ impl Claimer {
     fn send(&mut self, lane: &Arc<Lane>, ask: Ask, now: Instant) {
         let memory = self.memory.entry(lane.queue.name.clone()).or_default();
         memory.outstanding = Some(ask);
-        let queue = metrics::Queue {
-            queue: lane.queue.name.clone(),
-        };
+        let queue = metrics::Queue { queue: lane.queue.name.clone() };
         self.core.metrics.claims.get_or_create(&queue).inc();
         let (core, lane) = (self.core.clone(), lane.clone());
         self.requests.spawn(async move {
             let claiming = AssertUnwindSafe(claim(&core, &lane, ask)).catch_unwind().await;
             let answer =
                 claiming.unwrap_or_else(|_| Err(Error::new(ErrorKind::Fatal, "the driver panicked")));
-            Reply {
-                lane,
-                ask,
-                sent: now,
-                answer,
-            }
+            Reply { lane, ask, sent: now, answer }
         });
     }
 
     fn take(&mut self, reply: Reply) {
-        let Reply {
-            lane,
-            ask,
-            sent,
-            answer,
-        } = reply;
+        let Reply { lane, ask, sent, answer } = reply;
         self.core.health.broker_answered(&lane.queue.broker, &answer);
         let queues = u32::try_from(self.memory.len()).unwrap_or(u32::MAX);
         let memory = self.memory.entry(lane.queue.name.clone()).or_default();
@@ -207,14 +196,11 @@ impl Claimer {
 
     /// Starts `job` if that is still allowed, else gives it back.
     fn place(&mut self, lane: &Arc<Lane>, job: Claimed) {
-        let queue = metrics::Queue {
-            queue: lane.queue.name.clone(),
-        };
+        let queue = metrics::Queue { queue: lane.queue.name.clone() };
         self.core.metrics.claimed.get_or_create(&queue).inc();
         let plan = self.core.plan();
-        let wanted = plan
-            .lane(&lane.queue.name)
-            .is_some_and(|now| now.key == lane.key && !now.queue.suspended);
+        let wanted =
+            plan.lane(&lane.queue.name).is_some_and(|now| now.key == lane.key && !now.queue.suspended);
         match &plan.target {
             // The newest policy counts from the moment of the claim's answer.
             Some(target) if wanted && self.core.hold().is_none() && self.core.free() > 0 => {
@@ -232,8 +218,7 @@ impl Claimer {
 
     fn forget_gone(&mut self, plan: &Plan) {
         let gone = |name: &str| plan.lane(name).is_none();
-        self.memory
-            .retain(|name, memory| memory.outstanding.is_some() || !gone(name));
+        self.memory.retain(|name, memory| memory.outstanding.is_some() || !gone(name));
         self.weights.retain(|name| !gone(name));
     }
 }
@@ -243,12 +228,7 @@ async fn claim(core: &Core, lane: &Lane, ask: Ask) -> longshore_drivers::Result<
         Ask::Now(_) => Duration::ZERO,
         Ask::Wait(_) => POLL,
     };
-    let claim = Claim {
-        max: ask.max(),
-        wait,
-        lease: lane.queue.lease,
-        worker: core.pod.clone(),
-    };
+    let claim = Claim { max: ask.max(), wait, lease: lane.queue.lease, worker: core.pod.clone() };
     let claiming = timeout(wait + REQUEST, lane.driver.claim(&lane.queue.physical, claim));
     tokio::select! {
         biased;

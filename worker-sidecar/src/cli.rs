@@ -57,19 +57,7 @@ pub struct Run {
 
 impl From<Run> for Settings {
     fn from(run: Run) -> Self {
-        let Run {
-            policy,
-            api,
-            admin,
-            pod_name,
-            pod_token_file,
-        } = run;
-        Self {
-            policy,
-            api,
-            admin,
-            pod_name,
-            token_file: pod_token_file,
-        }
+        let Run { policy, api, admin, pod_name, pod_token_file } = run;
+        Self { policy, api, admin, pod_name, token_file: pod_token_file }
     }
 }

@@ -163,9 +163,7 @@ impl Core {
 
     pub(crate) fn drain_timeout(&self) -> Duration {
         let plan = self.plan.borrow();
-        plan.policy
-            .as_ref()
-            .map_or(DRAIN_TIMEOUT, |policy| policy.drain_timeout)
+        plan.policy.as_ref().map_or(DRAIN_TIMEOUT, |policy| policy.drain_timeout)
     }
 
     /// The connections that are open.

@@ -118,10 +118,7 @@ impl Machine {
                 self.terminated = event == Event::Terminated;
                 self.until = now.checked_add(patience);
                 self.stage = Stage::Draining;
-                effects.extend([
-                    Effect::Say(Line::DrainStarted),
-                    Effect::Say(Line::StoppedClaiming),
-                ]);
+                effects.extend([Effect::Say(Line::DrainStarted), Effect::Say(Line::StoppedClaiming)]);
             }
             // The second SIGTERM means it.
             (Stage::Draining, Event::Terminated | Event::AppGone) if self.terminated => {
@@ -175,12 +172,7 @@ mod tests {
 
     impl Run {
         fn new() -> Self {
-            Self {
-                machine: Machine::default(),
-                start: Instant::now(),
-                lines: Vec::new(),
-                releases: 0,
-            }
+            Self { machine: Machine::default(), start: Instant::now(), lines: Vec::new(), releases: 0 }
         }
 
         fn at(&mut self, seconds: u64, event: Event, running: usize) -> Stage {
@@ -254,11 +246,7 @@ mod tests {
     fn nobody_waits_for_an_app_that_is_gone() {
         let mut run = Run::new();
         run.at(0, Event::Requested, 1);
-        assert_eq!(
-            run.at(1, Event::AppGone, 1),
-            Stage::Draining,
-            "a crash is no stop"
-        );
+        assert_eq!(run.at(1, Event::AppGone, 1), Stage::Draining, "a crash is no stop");
         run.at(2, Event::Terminated, 1);
         assert_eq!(run.at(2, Event::AppGone, 1), Stage::Releasing);
     }
@@ -277,22 +265,12 @@ mod tests {
         assert_eq!(run.at(0, Event::Flushed, 1), Stage::Running);
         run.at(0, Event::Requested, 1);
         assert_eq!(run.at(1, Event::Requested, 1), Stage::Draining);
-        assert_eq!(
-            run.machine.due(),
-            Some(run.start + PATIENCE),
-            "a second hook gives no more time"
-        );
+        assert_eq!(run.machine.due(), Some(run.start + PATIENCE), "a second hook gives no more time");
     }
 
     #[test]
     fn whatever_happens_lines_come_once_and_in_order() {
-        let events = [
-            Event::Requested,
-            Event::Terminated,
-            Event::AppGone,
-            Event::Look,
-            Event::Flushed,
-        ];
+        let events = [Event::Requested, Event::Terminated, Event::AppGone, Event::Look, Event::Flushed];
         for path in 0..events.len().pow(6) {
             let mut run = Run::new();
             let mut lines = Vec::new();
@@ -300,10 +278,7 @@ mod tests {
             for step in 0..6_usize {
                 let now = run.start + Duration::from_secs(150 * step as u64);
                 let before = run.machine.stage();
-                for effect in run
-                    .machine
-                    .apply(events[rest % 5], (path / 7 + step) % 2, now, PATIENCE)
-                {
+                for effect in run.machine.apply(events[rest % 5], (path / 7 + step) % 2, now, PATIENCE) {
                     if let Effect::Say(line) = effect {
                         lines.push(line);
                     }
@@ -311,10 +286,7 @@ mod tests {
                 assert!(run.machine.stage() >= before);
                 rest /= 5;
             }
-            assert!(
-                lines.windows(2).all(|pair| pair[0] < pair[1]),
-                "{path}: {lines:?}"
-            );
+            assert!(lines.windows(2).all(|pair| pair[0] < pair[1]), "{path}: {lines:?}");
             run.lines.clear();
         }
     }

@@ -53,10 +53,7 @@ pub(crate) fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
         worker: "mailer".to_owned(),
         concurrency: 10,
         drain_timeout: Duration::from_secs(600),
-        handler: Handler::Http {
-            port,
-            path: "/jobs".to_owned(),
-        },
+        handler: Handler::Http { port, path: "/jobs".to_owned() },
         brokers: vec![BrokerAccess {
             name: "default".to_owned(),
             url: "http://broker.test".to_owned(),

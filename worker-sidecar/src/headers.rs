@@ -53,19 +53,13 @@ pub(crate) fn request(
         ("ce-specversion", "1.0".to_owned()),
         ("ce-id", id.to_owned()),
         ("ce-type", escaped(&job.job_type)),
-        (
-            "ce-source",
-            format!("/namespaces/{namespace}/queues/{}", queue.name),
-        ),
+        ("ce-source", format!("/namespaces/{namespace}/queues/{}", queue.name)),
         ("ce-time", rfc3339(job.enqueued_at)),
         ("job-id", id.to_owned()),
         ("job-type", job.job_type.clone()),
         ("job-queue", queue.name.clone()),
         ("job-attempt", job.attempt.to_string()),
-        (
-            "job-max-attempts",
-            queue.max_attempts_of(&job.overrides).to_string(),
-        ),
+        ("job-max-attempts", queue.max_attempts_of(&job.overrides).to_string()),
         ("job-delivery", job.delivery.to_string()),
         ("job-deadline", rfc3339(now.after(timeout))),
         ("job-timeout-ms", timeout.as_millis().to_string()),
@@ -128,18 +122,13 @@ fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
         // Digits that are too many mean a very long time.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
-    let date = jiff::fmt::rfc2822::DateTimeParser::new()
-        .parse_timestamp(text)
-        .ok()?;
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
     Some(Timestamp::from_millis(date.as_millisecond()).since(now))
 }
 
 /// The media type of an answer as it is kept. UTF-8 is what JSON is anyway; saying so must not make it something else.
 pub(crate) fn media_type(headers: &HeaderMap) -> String {
-    let text = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (essence, parameters) = text.split_once(';').unwrap_or((text, ""));
     let parameters = parameters.trim().to_ascii_lowercase().replace('"', "");
     let is_json = essence.trim().eq_ignore_ascii_case("application/json");
@@ -154,12 +143,7 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
 
 /// Whether a body of this media type can be shown to people.
 pub(crate) fn is_text(media_type: &str) -> bool {
-    let essence = media_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence.starts_with("text/") || essence.ends_with("json") || essence.ends_with("xml")
 }
 
@@ -246,11 +230,7 @@ mod tests {
             ("soon", None),
             ("", None),
         ] {
-            assert_eq!(
-                retry_after(text, NOW).map(|wait| wait.as_secs()),
-                expected,
-                "{text:?}"
-            );
+            assert_eq!(retry_after(text, NOW).map(|wait| wait.as_secs()), expected, "{text:?}");
         }
     }
 

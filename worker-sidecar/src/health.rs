@@ -108,11 +108,7 @@ impl Health {
         if !turned && known.is_some_and(|known| known.message.as_deref() == message) {
             return;
         }
-        let broker = Broker {
-            name: name.to_owned(),
-            reachable,
-            message: message.map(str::to_owned),
-        };
+        let broker = Broker { name: name.to_owned(), reachable, message: message.map(str::to_owned) };
         inner.brokers.insert(name.to_owned(), broker);
         drop(inner);
         match message {
@@ -147,10 +143,7 @@ impl Health {
 
     pub(crate) fn policy(&self) -> PolicyState {
         let inner = lock(&self.inner);
-        PolicyState {
-            loaded: inner.policy_loaded,
-            error: inner.policy_error.clone(),
-        }
+        PolicyState { loaded: inner.policy_loaded, error: inner.policy_error.clone() }
     }
 }
 

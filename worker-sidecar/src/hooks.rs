@@ -70,10 +70,7 @@ pub enum Error {
 /// Starts the drain of the sidecar that listens on `api`.
 pub async fn fire(api: SocketAddr, token_file: &Path) -> Result<(), Error> {
     let read = token::read(token_file);
-    let token = read.map_err(|source| Error::ReadToken {
-        path: token_file.to_owned(),
-        source,
-    })?;
+    let token = read.map_err(|source| Error::ReadToken { path: token_file.to_owned(), source })?;
     let mut last = String::new();
     for _ in 0..TRIES {
         match timeout(REQUEST, post(api, &token)).await {
@@ -92,13 +89,6 @@ async fn post(api: SocketAddr, token: &str) -> Result<(), String> {
         .header("authorization", format!("Bearer {token}"))
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
-    let answer = client
-        .request(request)
-        .await
-        .map_err(|error| crate::policy::chain(&error))?;
-    if answer.status().is_success() {
-        Ok(())
-    } else {
-        Err(format!("it answered {}", answer.status()))
-    }
+    let answer = client.request(request).await.map_err(|error| crate::policy::chain(&error))?;
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
 }

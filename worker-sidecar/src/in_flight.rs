@@ -115,10 +115,7 @@ pub(crate) struct InFlight {
 
 impl InFlight {
     pub(crate) fn new(freed: Arc<Notify>) -> Self {
-        Self {
-            freed,
-            ..Self::default()
-        }
+        Self { freed, ..Self::default() }
     }
 
     /// Makes an entry for `job`; it goes away with the ticket.
@@ -143,12 +140,7 @@ impl InFlight {
             inner.last
         });
         self.leases.notify_one();
-        Ticket {
-            id,
-            in_flight: self.clone(),
-            aborted,
-            completed,
-        }
+        Ticket { id, in_flight: self.clone(), aborted, completed }
     }
 
     /// Changes entries and keeps the numbers in line.
@@ -174,10 +166,7 @@ impl InFlight {
     /// The queue whose leases are due next, but for those in `busy`.
     pub(crate) fn next_extension(&self, busy: &BTreeSet<LaneKey>) -> Option<(Arc<Lane>, Instant)> {
         let inner = lock(&self.inner);
-        let due = inner
-            .entries
-            .values()
-            .filter(|entry| entry.phase == Phase::Running);
+        let due = inner.entries.values().filter(|entry| entry.phase == Phase::Running);
         due.filter(|entry| !busy.contains(&entry.lane.key))
             .min_by_key(|entry| entry.extend_at)
             .map(|entry| (entry.lane.clone(), entry.extend_at))
@@ -193,10 +182,7 @@ impl InFlight {
             .collect();
         leases.sort_by_key(|(_, entry)| entry.extend_at);
         leases.truncate(Limits::BATCH);
-        leases
-            .into_iter()
-            .map(|(id, entry)| (*id, entry.receipt.clone()))
-            .collect()
+        leases.into_iter().map(|(id, entry)| (*id, entry.receipt.clone())).collect()
     }
 
     /// Notes when a lease is to be extended next and, after a success, when it ends.
@@ -214,10 +200,7 @@ impl InFlight {
 
     /// Ends the run of one entry.
     pub(crate) fn abort(&self, id: u64, why: Abort) {
-        let abort = lock(&self.inner)
-            .entries
-            .get_mut(&id)
-            .and_then(|entry| entry.abort.take());
+        let abort = lock(&self.inner).entries.get_mut(&id).and_then(|entry| entry.abort.take());
         if let Some(abort) = abort {
             let _ = abort.send(why);
         }
@@ -227,10 +210,7 @@ impl InFlight {
     pub(crate) fn abort_all(&self, why: Abort) -> usize {
         let running: Vec<_> = {
             let inner = lock(&self.inner);
-            let running = inner
-                .entries
-                .iter()
-                .filter(|(_, entry)| entry.phase != Phase::Settling);
+            let running = inner.entries.iter().filter(|(_, entry)| entry.phase != Phase::Settling);
             running.map(|(id, _)| *id).collect()
         };
         for id in &running {
@@ -242,10 +222,7 @@ impl InFlight {
     /// The entry and the queue of a job that the app works on.
     pub(crate) fn find(&self, receipt: &Receipt) -> Option<(u64, Arc<Lane>)> {
         let inner = lock(&self.inner);
-        let mut running = inner
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.phase != Phase::Settling);
+        let mut running = inner.entries.iter().filter(|(_, entry)| entry.phase != Phase::Settling);
         let (id, entry) = running.find(|(_, entry)| entry.receipt == *receipt)?;
         Some((*id, entry.lane.clone()))
     }
@@ -254,13 +231,8 @@ impl InFlight {
     pub(crate) fn complete(&self, receipt: &Receipt, completion: Completion) -> Result<(), Completion> {
         let sender = {
             let mut inner = lock(&self.inner);
-            let mut running = inner
-                .entries
-                .values_mut()
-                .filter(|entry| entry.phase != Phase::Settling);
-            running
-                .find(|entry| entry.receipt == *receipt)
-                .and_then(|entry| entry.completion.take())
+            let mut running = inner.entries.values_mut().filter(|entry| entry.phase != Phase::Settling);
+            running.find(|entry| entry.receipt == *receipt).and_then(|entry| entry.completion.take())
         };
         match sender {
             Some(sender) => sender.send(completion),

@@ -39,14 +39,7 @@ pub(crate) fn give_back(core: &Arc<Core>, lane: &Arc<Lane>, job: Claimed) {
     let (core, lane) = (core.clone(), lane.clone());
     let tasks = core.jobs.clone();
     tasks.spawn(async move {
-        settle(
-            &core,
-            &lane,
-            job.receipt,
-            outcome::release(Duration::ZERO),
-            &ticket,
-        )
-        .await;
+        settle(&core, &lane, job.receipt, outcome::release(Duration::ZERO), &ticket).await;
     });
 }
 
@@ -58,13 +51,8 @@ async fn run(core: Arc<Core>, lane: Arc<Lane>, job: Claimed, target: Target, mut
         Ok(end) => end,
         Err(_) => End::Decided(conclude(&core, &lane, &job, Answer::Panicked).await),
     };
-    let queue = metrics::Queue {
-        queue: lane.queue.name.clone(),
-    };
-    core.metrics
-        .duration
-        .get_or_create(&queue)
-        .observe(began.elapsed().as_secs_f64());
+    let queue = metrics::Queue { queue: lane.queue.name.clone() };
+    core.metrics.duration.get_or_create(&queue).observe(began.elapsed().as_secs_f64());
     finish(&core, &lane, job, end, &ticket).await;
 }
 
@@ -148,10 +136,8 @@ pub(crate) fn interrupted(why: Abort) -> Result<Answer, End> {
 
 /// What `answer` means; nothing when the app goes on with the job.
 async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Option<Settle> {
-    let moment = Moment {
-        dice: dice(),
-        app_stops: matches!(answer, Answer::Reset(_)) && core.stop.app_stops().await,
-    };
+    let moment =
+        Moment { dice: dice(), app_stops: matches!(answer, Answer::Reset(_)) && core.stop.app_stops().await };
     let decision = decide(answer, job, &lane.queue, moment);
     if decision.signal != Signal::Silent {
         core.learn(decision.signal);
@@ -189,20 +175,16 @@ pub(crate) async fn settle(
     ticket: &Ticket,
 ) -> Settled {
     let (word, bytes) = match &settle {
-        Settle::Succeed { result } => (
-            "succeeded",
-            result.as_ref().map_or(0, longshore_drivers::Payload::len),
-        ),
+        Settle::Succeed { result } => {
+            ("succeeded", result.as_ref().map_or(0, longshore_drivers::Payload::len))
+        }
         Settle::Retry { .. } => ("retried", 0),
         Settle::Release { .. } => ("released", 0),
         Settle::Bury { .. } => ("dead", 0),
     };
     let lease_until = ticket.lease_until();
     ticket.settling(bytes);
-    let settled = core
-        .settler
-        .settle(&core.current(lane), receipt, settle, lease_until)
-        .await;
+    let settled = core.settler.settle(&core.current(lane), receipt, settle, lease_until).await;
     let outcome = match settled {
         Settled::Done => word,
         Settled::Lost => "lost",

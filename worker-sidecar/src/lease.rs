@@ -5,9 +5,9 @@ use crate::{
     in_flight::Abort,
     plan::{Lane, LaneKey},
 };
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use longshore_drivers::{Error, ErrorKind, Extension, Receipt};
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// The longest pause before a failed extension is tried again.
@@ -58,25 +58,17 @@ async fn extend(lane: Arc<Lane>, leases: Vec<(u64, Receipt)>) -> Extended {
     let receipts = leases.iter().map(|(_, receipt)| receipt.clone()).collect();
     let lease = lane.queue.lease;
     let sent = Instant::now();
-    let request = lane.driver.extend(&lane.queue.physical, receipts, lease);
-    let answer = timeout(lease / 3, request)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer to an extension")));
-    Extended {
-        lane,
-        leases,
-        sent,
-        answer,
-    }
+    let request = timeout(lease / 3, lane.driver.extend(&lane.queue.physical, receipts, lease));
+    let answer = match AssertUnwindSafe(request).catch_unwind().await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Error::new(ErrorKind::Timeout, "no answer to an extension")),
+        Err(_) => Err(Error::new(ErrorKind::Fatal, "the driver panicked")),
+    };
+    Extended { lane, leases, sent, answer }
 }
 
 fn apply(core: &Core, extended: Extended) {
-    let Extended {
-        lane,
-        leases,
-        sent,
-        answer,
-    } = extended;
+    let Extended { lane, leases, sent, answer } = extended;
     core.health.broker_answered(&lane.queue.broker, &answer);
     let lease = lane.queue.lease;
     let soon = Instant::now() + (lease / 12).min(LONGEST_PAUSE);
@@ -84,15 +76,12 @@ fn apply(core: &Core, extended: Extended) {
         if answers.len() == leases.len() {
             Ok(answers)
         } else {
-            Err(Error::new(
-                ErrorKind::Fatal,
-                "the broker answered too few extensions",
-            ))
+            Err(Error::new(ErrorKind::Fatal, "the broker answered too few extensions"))
         }
     });
     let answers = complete.unwrap_or_else(|error| {
         core.metrics.broker_error("extend", &error);
-        tracing::warn!(queue = lane.queue.name, leases = leases.len(), kind = %error.kind, error = error.message, "leases not extended");
+        tracing::debug!(queue = lane.queue.name, leases = leases.len(), kind = %error.kind, error = error.message, "leases not extended");
         leases.iter().map(|_| Err(error.clone())).collect()
     });
     for ((id, _), answer) in leases.iter().zip(answers) {

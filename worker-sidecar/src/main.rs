@@ -24,11 +24,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn serve(run: Run) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("LONGSHORE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_env_filter(filter)
-        .init();
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let sidecar = Sidecar::start(run.into(), longshore_worker_sidecar::broker::connect()).await?;

@@ -7,9 +7,7 @@ use prometheus_client::{
 };
 
 /// Seconds of a handler's work.
-const BUCKETS: [f64; 12] = [
-    0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0,
-];
+const BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Queue {
@@ -73,32 +71,16 @@ impl Metrics {
         registry.register("jobs", "Claims that ended, by outcome", self.jobs.clone());
         registry.register("claims", "Claim requests", self.claims.clone());
         registry.register("claimed", "Jobs that claims brought", self.claimed.clone());
-        registry.register(
-            "broker_errors",
-            "Calls to a broker that failed",
-            self.broker_errors.clone(),
-        );
+        registry.register("broker_errors", "Calls to a broker that failed", self.broker_errors.clone());
         registry.register(
             "handler_duration_seconds",
             "From request to answer of the app",
             self.duration.clone(),
         );
-        registry.register(
-            "concurrency",
-            "Jobs at once, as configured",
-            self.concurrency.clone(),
-        );
+        registry.register("concurrency", "Jobs at once, as configured", self.concurrency.clone());
         registry.register("running", "Jobs that the app works on", self.running.clone());
-        registry.register(
-            "unsettled",
-            "Jobs that are answered but not settled",
-            self.unsettled.clone(),
-        );
-        registry.register(
-            "payload_bytes",
-            "Bytes of jobs held in memory",
-            self.payload_bytes.clone(),
-        );
+        registry.register("unsettled", "Jobs that are answered but not settled", self.unsettled.clone());
+        registry.register("payload_bytes", "Bytes of jobs held in memory", self.payload_bytes.clone());
         registry.register("claiming", "1 while jobs are claimed", self.claiming.clone());
         registry.register(
             "policy_ok",
@@ -114,19 +96,13 @@ impl Metrics {
 
     /// Counts the end of a claim.
     pub(crate) fn ended(&self, queue: &str, outcome: &'static str) {
-        let labels = Outcome {
-            queue: queue.to_owned(),
-            outcome,
-        };
+        let labels = Outcome { queue: queue.to_owned(), outcome };
         self.jobs.get_or_create(&labels).inc();
     }
 
     /// Counts a call to a broker that failed.
     pub(crate) fn broker_error(&self, call: &'static str, error: &longshore_drivers::Error) {
-        let labels = Call {
-            call,
-            kind: error.kind.to_string(),
-        };
+        let labels = Call { call, kind: error.kind.to_string() };
         self.broker_errors.get_or_create(&labels).inc();
     }
 

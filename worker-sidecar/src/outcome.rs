@@ -128,10 +128,7 @@ pub struct Decision {
 
 impl Decision {
     fn settle(settle: Settle, signal: Signal) -> Self {
-        Self {
-            verdict: Verdict::Settle(settle),
-            signal,
-        }
+        Self { verdict: Verdict::Settle(settle), signal }
     }
 }
 
@@ -145,46 +142,31 @@ pub fn decide(answer: Answer, job: &Claimed, queue: &QueuePolicy, moment: Moment
         Answer::Response(response) => decide_response(response, job, queue, moment.dice),
         Answer::Refused => Decision::settle(release(Duration::ZERO), Signal::Unreachable),
         Answer::Reset(_) if moment.app_stops => Decision::settle(release(Duration::ZERO), Signal::Silent),
-        Answer::Reset(cause) => again(
-            "ConnectionLost",
-            format!("the app closed the connection before it answered: {cause}"),
-        ),
+        Answer::Reset(cause) => {
+            again("ConnectionLost", format!("the app closed the connection before it answered: {cause}"))
+        }
         Answer::Garbled(cause) => again("BadAnswer", format!("the app's answer is no HTTP: {cause}")),
         Answer::TimedOut => {
             let timeout = queue.timeout_of(&job.overrides);
             again("Timeout", format!("no answer within {} ms", timeout.as_millis()))
         }
-        Answer::Panicked => again(
-            "SidecarPanicked",
-            "the sidecar panicked while it ran the job".to_owned(),
-        ),
+        Answer::Panicked => again("SidecarPanicked", "the sidecar panicked while it ran the job".to_owned()),
         // A release of a job that is to be cancelled ends it.
         Answer::Cancelled | Answer::Stopped => Decision::settle(release(Duration::ZERO), Signal::Silent),
     }
 }
 
 fn decide_response(response: Response, job: &Claimed, queue: &QueuePolicy, dice: u64) -> Decision {
-    let Response {
-        status,
-        wanted,
-        retry_after,
-        error,
-        body,
-    } = response;
+    let Response { status, wanted, retry_after, error, body } = response;
     let failure = |reason: &str| {
-        let message = error
-            .clone()
-            .unwrap_or_else(|| format!("the app answered {status}"));
+        let message = error.clone().unwrap_or_else(|| format!("the app answered {status}"));
         Failure::new(reason, message)
     };
     let works = |settle| Decision::settle(settle, Signal::Works);
     let after = |default: Duration| retry_after.map_or_else(|| grown(default, job), capped);
     match (wanted, status) {
         (Some(Wanted::Release), _) => works(release(after(THROTTLED))),
-        (None, 202) => Decision {
-            verdict: Verdict::Detach,
-            signal: Signal::Works,
-        },
+        (None, 202) => Decision { verdict: Verdict::Detach, signal: Signal::Works },
         (None, 200..=299) => works(succeed(body)),
         (None, 429 | 503) => {
             let delay = after(THROTTLED);

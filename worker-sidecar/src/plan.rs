@@ -26,9 +26,7 @@ impl Plan {
 
     /// Whether `pod` shall not claim any more.
     pub(crate) fn is_victim(&self, pod: &str) -> bool {
-        self.policy
-            .as_ref()
-            .is_some_and(|policy| policy.draining.iter().any(|victim| victim == pod))
+        self.policy.as_ref().is_some_and(|policy| policy.draining.iter().any(|victim| victim == pod))
     }
 
     /// The queue that the app calls `name`.
@@ -51,9 +49,7 @@ pub(crate) struct Lane {
 
 impl fmt::Debug for Lane {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Lane")
-            .field("queue", &self.queue.name)
-            .finish_non_exhaustive()
+        out.debug_struct("Lane").field("queue", &self.queue.name).finish_non_exhaustive()
     }
 }
 
@@ -67,16 +63,8 @@ pub(crate) struct LaneKey {
 impl Lane {
     /// The lane of `queue` on `driver`.
     pub(crate) fn new(queue: QueuePolicy, namespace: String, driver: DynDriver) -> Self {
-        let key = LaneKey {
-            broker: queue.broker.clone(),
-            physical: queue.physical.clone(),
-        };
-        Self {
-            key,
-            queue,
-            namespace,
-            driver,
-        }
+        let key = LaneKey { broker: queue.broker.clone(), physical: queue.physical.clone() };
+        Self { key, queue, namespace, driver }
     }
 }
 

@@ -63,11 +63,7 @@ pub fn parse(bytes: &[u8]) -> Result<WorkerPolicy, Error> {
 
 fn validate(policy: &WorkerPolicy) -> Result<(), Error> {
     let check = |holds: bool, message: &dyn Fn() -> String| {
-        if holds {
-            Ok(())
-        } else {
-            Err(Error::Invalid(message()))
-        }
+        if holds { Ok(()) } else { Err(Error::Invalid(message())) }
     };
     check(policy.concurrency > 0, &|| "concurrency is 0".to_owned())?;
     if let Handler::Http { port, .. } = policy.handler {
@@ -81,9 +77,7 @@ fn validate(policy: &WorkerPolicy) -> Result<(), Error> {
     for queue in &policy.queues {
         let name = &queue.name;
         check(names.insert(name), &|| format!("queue {name} stands there twice"))?;
-        check(brokers.contains(&queue.broker), &|| {
-            format!("queue {name} has an unknown broker")
-        })?;
+        check(brokers.contains(&queue.broker), &|| format!("queue {name} has an unknown broker"))?;
         check(!queue.lease.is_zero(), &|| format!("queue {name} has no lease"))?;
     }
     Ok(())
@@ -91,13 +85,7 @@ fn validate(policy: &WorkerPolicy) -> Result<(), Error> {
 
 /// Reads the file over and over, and keeps the plan in line with it.
 pub(crate) async fn follow(core: Arc<Core>, path: PathBuf, connect: Connect) {
-    let mut follower = Follower {
-        core,
-        connect,
-        bytes: None,
-        policy: None,
-        connections: BTreeMap::new(),
-    };
+    let mut follower = Follower { core, connect, bytes: None, policy: None, connections: BTreeMap::new() };
     loop {
         follower.turn(&path).await;
         sleep(EVERY).await;
@@ -170,12 +158,8 @@ impl Follower {
 
     /// Connects to brokers that are new or changed; those that can't be reached are tried again with the next turn.
     async fn connect_missing(&mut self, policy: &WorkerPolicy) -> bool {
-        self.connections
-            .retain(|_, (access, _)| policy.brokers.contains(access));
-        let missing = policy
-            .brokers
-            .iter()
-            .filter(|access| !self.connections.contains_key(&access.name));
+        self.connections.retain(|_, (access, _)| policy.brokers.contains(access));
+        let missing = policy.brokers.iter().filter(|access| !self.connections.contains_key(&access.name));
         let attempts = missing.map(|access| {
             let connecting = (self.connect)(access.clone());
             async move { (access, timeout(CONNECT, connecting).await) }
@@ -184,15 +168,11 @@ impl Follower {
         for (access, attempt) in join_all(attempts).await {
             match attempt {
                 Ok(Ok(driver)) => {
-                    self.connections
-                        .insert(access.name.clone(), (access.clone(), driver));
+                    self.connections.insert(access.name.clone(), (access.clone(), driver));
                     connected = true;
                 }
                 Ok(Err(error)) => self.core.health.broker_failed(&access.name, &error.to_string()),
-                Err(_) => self
-                    .core
-                    .health
-                    .broker_failed(&access.name, "no answer to the connection"),
+                Err(_) => self.core.health.broker_failed(&access.name, "no answer to the connection"),
             }
         }
         connected
@@ -209,9 +189,7 @@ impl Follower {
             target: Target::of(&policy.handler).ok().flatten(),
             policy: Some(policy.clone()),
         };
-        self.core
-            .health
-            .keep_brokers(|name| policy.brokers.iter().any(|broker| broker.name == name));
+        self.core.health.keep_brokers(|name| policy.brokers.iter().any(|broker| broker.name == name));
         self.core.install(plan);
     }
 }
@@ -257,18 +235,8 @@ mod tests {
             with(|policy| policy.brokers.clear()),
             with(|policy| policy.queues[1].name = "emails".into()),
             with(|policy| policy.queues[0].lease = Duration::ZERO),
-            with(|policy| {
-                policy.handler = Handler::Http {
-                    port: 0,
-                    path: "/".into(),
-                }
-            }),
-            with(|policy| {
-                policy.handler = Handler::Http {
-                    port: 1,
-                    path: "/a b".into(),
-                }
-            }),
+            with(|policy| policy.handler = Handler::Http { port: 0, path: "/".into() }),
+            with(|policy| policy.handler = Handler::Http { port: 1, path: "/a b".into() }),
         ] {
             assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
         }

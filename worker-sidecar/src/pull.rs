@@ -47,10 +47,7 @@ impl Directory for Local {
         let plan = self.core.plan();
         let lane = plan.lane(name).ok_or_else(|| no_queue(name))?.clone();
         let physical = lane.queue.physical.clone();
-        let ruled = Ruled {
-            core: self.core.clone(),
-            lane,
-        };
+        let ruled = Ruled { core: self.core.clone(), lane };
         Ok((Arc::new(ruled), physical))
     }
 }
@@ -70,9 +67,7 @@ struct Ruled {
 
 impl fmt::Debug for Ruled {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Ruled")
-            .field("lane", &self.lane)
-            .finish_non_exhaustive()
+        out.debug_struct("Ruled").field("lane", &self.lane).finish_non_exhaustive()
     }
 }
 
@@ -112,20 +107,13 @@ impl Ruled {
                 }
             }
         });
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Error::unavailable("the claim broke off")))
+        answer.await.unwrap_or_else(|_| Err(Error::unavailable("the claim broke off")))
     }
 
     fn hold(&self, job: &Claimed) {
         let ticket = self.core.in_flight.admit(&self.lane, job, Phase::Pulled);
-        let job = Claimed {
-            payload: Payload::default(),
-            ..job.clone()
-        };
-        self.core
-            .jobs
-            .spawn(hold(self.core.clone(), self.lane.clone(), job, ticket));
+        let job = Claimed { payload: Payload::default(), ..job.clone() };
+        self.core.jobs.spawn(hold(self.core.clone(), self.lane.clone(), job, ticket));
     }
 
     fn gone(&self, receipt: &Receipt, why: Abort) {
@@ -198,10 +186,7 @@ impl Driver for Ruled {
                 return Ok(Vec::new());
             }
             None | Some(Hold::AppNotReady | Hold::Paused) => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "this worker's jobs are pushed to the app",
-                ));
+                return Err(Error::new(ErrorKind::Unsupported, "this worker's jobs are pushed to the app"));
             }
         }
         let slots = self.slots(claim.wait).await;
@@ -237,9 +222,7 @@ impl Driver for Ruled {
             match answer {
                 Ok(_) => {
                     if let Some((id, _)) = self.core.in_flight.find(receipt) {
-                        self.core
-                            .in_flight
-                            .extended(id, sent + lease / 3, Some(sent + lease));
+                        self.core.in_flight.extended(id, sent + lease / 3, Some(sent + lease));
                     }
                 }
                 Err(error) if error.kind == ErrorKind::StaleReceipt => self.gone(receipt, Abort::Lost),
@@ -250,10 +233,7 @@ impl Driver for Ruled {
     }
 
     async fn settle(&self, queue: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
-        let receipts: Vec<_> = settlements
-            .iter()
-            .map(|settlement| settlement.receipt.clone())
-            .collect();
+        let receipts: Vec<_> = settlements.iter().map(|settlement| settlement.receipt.clone()).collect();
         let answers = self.driver().settle(queue, settlements).await?;
         for (receipt, answer) in receipts.iter().zip(&answers) {
             match answer {

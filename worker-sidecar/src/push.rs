@@ -96,27 +96,14 @@ fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a hyper::
 
 async fn read(answer: http::Response<Incoming>, max_result: usize) -> Answer {
     let (head, body) = answer.into_parts();
-    let Refinement {
-        wanted,
-        retry_after,
-        error,
-    } = headers::refinement(&head.headers, Timestamp::now());
+    let Refinement { wanted, retry_after, error } = headers::refinement(&head.headers, Timestamp::now());
     let status = head.status.as_u16();
     let media_type = headers::media_type(&head.headers);
-    let mut response = Response {
-        status,
-        wanted,
-        retry_after,
-        error,
-        body: Body::Empty,
-    };
+    let mut response = Response { status, wanted, retry_after, error, body: Body::Empty };
     let has_result = head.status.is_success() && status != 202 && wanted.is_none();
     if has_result {
         response.body = match result(body, max_result).await {
-            Ok(Some(bytes)) => Body::Result(Payload {
-                content_type: media_type,
-                bytes,
-            }),
+            Ok(Some(bytes)) => Body::Result(Payload { content_type: media_type, bytes }),
             Ok(None) => Body::TooLarge(max_result),
             Err(error) => return Answer::Reset(error.to_string()),
         };

@@ -95,37 +95,21 @@ const DRIVE: &str = "drain";
 impl Sidecar {
     /// Starts all tasks.
     pub async fn start(settings: Settings, connect: Connect) -> Result<Self, Error> {
-        let Settings {
-            policy,
-            api,
-            admin,
-            pod_name,
-            token_file,
-        } = settings;
+        let Settings { policy, api, admin, pod_name, token_file } = settings;
         if !api.ip().is_loopback() {
             return Err(Error::ExposedApi(api));
         }
-        let token = token::ensure(&token_file).map_err(|source| Error::MakeToken {
-            path: token_file,
-            source,
-        })?;
+        let token =
+            token::ensure(&token_file).map_err(|source| Error::MakeToken { path: token_file, source })?;
         let core = Arc::new(Core::new(pod_name));
         let (api_listener, api) = listen(api).await?;
         let (admin_listener, admin) = listen(admin).await?;
-        let mut sidecar = Self {
-            core: core.clone(),
-            tasks: JoinSet::new(),
-            closing: CancellationToken::new(),
-            api,
-            admin,
-        };
+        let mut sidecar =
+            Self { core: core.clone(), tasks: JoinSet::new(), closing: CancellationToken::new(), api, admin };
         let router = api::router(core.clone(), &token, sidecar.closing.clone());
         sidecar.spawn("api", serve(api_listener, router, SERVE, sidecar.closing.clone()));
         let router = admin::router(core.clone());
-        sidecar.spawn(
-            "admin",
-            serve(admin_listener, router, SERVE, sidecar.closing.clone()),
-        );
+        sidecar.spawn("admin", serve(admin_listener, router, SERVE, sidecar.closing.clone()));
         sidecar.spawn("policy", policy::follow(core.clone(), policy, connect));
         sidecar.spawn("readiness", readiness::probe(core.clone()));
         sidecar.spawn("leases", lease::keep(core.clone()));
@@ -159,9 +143,7 @@ impl Sidecar {
 
     /// A handle that passes SIGTERM on.
     pub fn terminator(&self) -> Terminator {
-        Terminator {
-            core: self.core.clone(),
-        }
+        Terminator { core: self.core.clone() }
     }
 
     /// Waits until a stop is complete.
@@ -178,11 +160,7 @@ impl Sidecar {
         let drivers = self.core.drivers();
         // The broker forgets connections by itself.
         let _ = timeout(CLOSE, join_all(drivers.iter().map(|driver| driver.close()))).await;
-        if ended == DRIVE {
-            Ok(())
-        } else {
-            Err(Error::TaskEnded(ended))
-        }
+        if ended == DRIVE { Ok(()) } else { Err(Error::TaskEnded(ended)) }
     }
 }
 

@@ -74,15 +74,10 @@ pub fn round(free: u32, queues: &[Look<'_>], weights: &mut Weights) -> Round {
             queues.iter().any(now)
         };
         let waiting: Vec<_> = candidates().filter(|(_, queue)| !busy(queue.broker)).collect();
-        let shares: Vec<_> = waiting
-            .iter()
-            .map(|(_, queue)| (queue.name, queue.weight))
-            .collect();
+        let shares: Vec<_> = waiting.iter().map(|(_, queue)| (queue.name, queue.weight)).collect();
         let shares = weights.share(slots, &shares);
         let asked = waiting.iter().zip(shares).filter(|(_, share)| *share > 0);
-        asked
-            .map(|((index, _), share)| (*index, Ask::Now(share)))
-            .collect()
+        asked.map(|((index, _), share)| (*index, Ask::Now(share))).collect()
     } else {
         candidates().map(|(index, _)| (index, Ask::Wait(1))).collect()
     };
@@ -120,10 +115,7 @@ mod tests {
     #[test]
     fn idle_queues_wait_side_by_side_for_one_job_each() {
         let queues = [queue("a", 3), queue("b", 1), queue("c", 1)];
-        assert_eq!(
-            asks(1, &queues),
-            [(0, Ask::Wait(1)), (1, Ask::Wait(1)), (2, Ask::Wait(1))]
-        );
+        assert_eq!(asks(1, &queues), [(0, Ask::Wait(1)), (1, Ask::Wait(1)), (2, Ask::Wait(1))]);
     }
 
     #[test]
@@ -161,10 +153,7 @@ mod tests {
 
     #[test]
     fn nobody_asks_without_slots_and_nobody_asks_the_suspended_or_resting() {
-        assert_eq!(
-            round(0, &[queue("a", 1)], &mut Weights::default()),
-            Round::default()
-        );
+        assert_eq!(round(0, &[queue("a", 1)], &mut Weights::default()), Round::default());
         let mut queues = [queue("a", 1), queue("b", 1), queue("c", 1)];
         queues[0].suspended = true;
         queues[1].rests = true;

@@ -10,9 +10,11 @@ use crate::{
     outcome,
     plan::{Lane, LaneKey},
 };
+use futures::FutureExt;
 use longshore_drivers::{Error, ErrorKind, Receipt, Settle, Settlement};
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -30,7 +32,7 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 const REQUEST: Duration = Duration::from_secs(10);
 /// The first pause after a failure; doubled up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A settle is tried for this long even when its lease is over: while nobody else claimed the job it may still count,
 /// and otherwise the broker says so.
 const TRY_FOR: Duration = Duration::from_secs(300);
@@ -70,12 +72,7 @@ pub(crate) struct Settler {
 
 impl Settler {
     pub(crate) fn new(health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            queues: Mutex::default(),
-            tasks: TaskTracker::new(),
-            health,
-            metrics,
-        }
+        Self { queues: Mutex::default(), tasks: TaskTracker::new(), health, metrics }
     }
 
     /// Ends one claim whose lease ends at `lease_until`; returns when that is certain or given up.
@@ -177,33 +174,45 @@ impl Worker {
     }
 
     async fn send(&mut self, batch: Vec<Item>) {
-        let settlements: Vec<_> = batch.iter().map(|item| item.settlement.clone()).collect();
-        let request = self.lane.driver.settle(&self.lane.queue.physical, settlements);
-        let answer = timeout(REQUEST, request)
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Ambiguous, "no answer to a settle")));
-        self.health.broker_answered(&self.lane.queue.broker, &answer);
-        match answer {
-            Ok(answers) if answers.len() == batch.len() => {
+        match self.request(&batch).await {
+            Ok(answers) => {
                 for (item, answer) in batch.into_iter().zip(answers) {
                     self.sort(item, answer);
                 }
             }
-            Ok(_) => self.fail(
-                batch,
-                &Error::new(ErrorKind::Fatal, "the broker answered too few settles"),
-            ),
-            Err(error) => self.fail(batch, &error),
+            // One of them is to blame, and the others must not pay for it.
+            Err(error) if batch.len() > 1 && !may_pass(error.kind) => {
+                for item in batch {
+                    let answer = self.request(std::slice::from_ref(&item)).await;
+                    self.sort(item, answer.and_then(|mut answers| answers.pop().unwrap_or(Ok(()))));
+                }
+            }
+            Err(error) => {
+                for item in batch {
+                    self.sort(item, Err(error.clone()));
+                }
+            }
         }
     }
 
-    /// Nothing is known about any of them.
-    fn fail(&mut self, batch: Vec<Item>, error: &Error) {
-        self.metrics.broker_error("settle", error);
-        tracing::warn!(queue = self.lane.queue.name, settles = batch.len(), kind = %error.kind, error = error.message, "settle failed");
-        for item in batch {
-            self.sort(item, Err(error.clone()));
+    /// One request; as many answers as settles, or none.
+    async fn request(&self, batch: &[Item]) -> longshore_drivers::Result<Vec<longshore_drivers::Result<()>>> {
+        let settlements = batch.iter().map(|item| item.settlement.clone()).collect();
+        let request = self.lane.driver.settle(&self.lane.queue.physical, settlements);
+        let answer = match AssertUnwindSafe(timeout(REQUEST, request)).catch_unwind().await {
+            Ok(Ok(Ok(answers))) if answers.len() != batch.len() => {
+                Err(Error::new(ErrorKind::Fatal, "the broker answered too few settles"))
+            }
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::new(ErrorKind::Ambiguous, "no answer to a settle")),
+            Err(_) => Err(Error::new(ErrorKind::Fatal, "the driver panicked")),
+        };
+        self.health.broker_answered(&self.lane.queue.broker, &answer);
+        if let Err(error) = &answer {
+            self.metrics.broker_error("settle", error);
+            tracing::debug!(queue = self.lane.queue.name, settles = batch.len(), kind = %error.kind, error = error.message, "settle failed");
         }
+        answer
     }
 
     fn sort(&mut self, mut item: Item, answer: longshore_drivers::Result<()>) {
@@ -219,13 +228,7 @@ impl Worker {
                     outcome::too_large(self.lane.driver.capabilities().limits.max_result);
                 self.waiting.push(item);
             }
-            ErrorKind::Unavailable
-            | ErrorKind::Timeout
-            | ErrorKind::Ambiguous
-            | ErrorKind::Unauthorized
-            | ErrorKind::Full
-                if Instant::now() < item.give_up =>
-            {
+            kind if may_pass(kind) && Instant::now() < item.give_up => {
                 item.maybe_done |= matches!(error.kind, ErrorKind::Ambiguous | ErrorKind::Timeout);
                 self.waiting.push(item);
             }
@@ -235,6 +238,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether the same settle may succeed later.
+fn may_pass(kind: ErrorKind) -> bool {
+    kind.is_transient() || kind == ErrorKind::Unauthorized
 }
 
 /// How many of `items`, at least one, fit one request.

@@ -124,8 +124,7 @@ pub(crate) fn apply(core: &Core, event: Event) {
         (effects, machine.stage())
     };
     // The stage first: whoever acts on an effect sees the stage that it belongs to.
-    stop.stage
-        .send_if_modified(|known| std::mem::replace(known, stage) != stage);
+    stop.stage.send_if_modified(|known| std::mem::replace(known, stage) != stage);
     core.metrics.stage.set(stage as i64);
     for effect in effects {
         match effect {

@@ -31,11 +31,7 @@ pub(crate) fn ensure(path: &Path) -> std::io::Result<String> {
     {
         return Err(error);
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(MODE)
-        .open(&fresh)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&fresh)?;
     file.write_all(token.as_bytes())?;
     rename(&fresh, path)?;
     Ok(token)
@@ -64,10 +60,7 @@ mod tests {
         let token = ensure(&path).unwrap();
         assert!(token.len() >= BYTES);
         assert_eq!(ensure(&path).unwrap(), token);
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            MODE
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
         assert_ne!(token, random().unwrap());
     }
 

@@ -13,10 +13,7 @@ pub struct Weights {
 impl Weights {
     /// Picks who gets the next slot among `candidates` (name and weight).
     fn pick(&mut self, candidates: &[(&str, u32)]) -> Option<usize> {
-        let total: i64 = candidates
-            .iter()
-            .map(|&(_, weight)| i64::from(weight.max(1)))
-            .sum();
+        let total: i64 = candidates.iter().map(|&(_, weight)| i64::from(weight.max(1))).sum();
         let mut best: Option<(usize, i64)> = None;
         for (index, &(name, weight)) in candidates.iter().enumerate() {
             let owed = self.owed.entry(name.to_owned()).or_default();

@@ -39,23 +39,14 @@ struct Cli {
     #[arg(long, env = "LONGSHORE_LISTEN", default_value = "0.0.0.0:7400")]
     listen: SocketAddr,
     /// A file with a bearer token, or a directory of such files; may be given several times. Changes are noticed.
-    #[arg(
-        long = "token-file",
-        env = "LONGSHORE_TOKEN_FILE",
-        value_delimiter = ',',
-        required = true
-    )]
+    #[arg(long = "token-file", env = "LONGSHORE_TOKEN_FILE", value_delimiter = ',', required = true)]
     token_files: Vec<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("LONGSHORE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_env_filter(filter)
-        .init();
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -93,9 +84,8 @@ fn check_writable(directory: &Path) -> anyhow::Result<()> {
 async fn run(listen: SocketAddr, driver: DynDriver, tokens: Tokens) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("nothing can listen on {listen}"))?;
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("nothing can listen on {listen}"))?;
     tracing::info!(address = %listener.local_addr()?, "serving");
     let stop = CancellationToken::new();
     let app = broker_router(driver, Arc::new(tokens), ApiLimits::default(), stop.clone());

@@ -86,10 +86,7 @@ impl Fixture {
 
     /// A job's notification to [`Fixture::address`].
     pub fn notify(&self, name: &str) -> Result<Notify, Failed> {
-        Ok(Notify {
-            address: self.address(name)?,
-            context: format!("context of {name}"),
-        })
+        Ok(Notify { address: self.address(name)?, context: format!("context of {name}") })
     }
 
     /// A declared queue with default settings.
@@ -106,10 +103,7 @@ impl Fixture {
 
     /// A queue that nobody has declared (here).
     pub async fn undeclared(&self, name: &str) -> Result<Subject, Failed> {
-        Ok(Subject {
-            driver: self.driver().await?,
-            queue: self.queue_name(name)?,
-        })
+        Ok(Subject { driver: self.driver().await?, queue: self.queue_name(name)? })
     }
 }
 
@@ -127,28 +121,18 @@ pub(super) const LEASE: Duration = Duration::from_secs(60);
 
 impl Subject {
     pub(super) fn owner() -> Owner {
-        Owner {
-            installation: "conformance".into(),
-            uid: "one".into(),
-        }
+        Owner { installation: "conformance".into(), uid: "one".into() }
     }
 
     pub(super) async fn declare(&self, settings: QueueSettings) -> Verdict {
-        let declaration = Declaration {
-            owner: Self::owner(),
-            settings,
-            adopt: false,
-        };
+        let declaration = Declaration { owner: Self::owner(), settings, adopt: false };
         self.driver.declare(&self.queue, declaration).await?;
         Ok(())
     }
 
     /// The same queue through another handle.
     pub(super) async fn beside(&self, fixture: &Fixture) -> Result<Self, Failed> {
-        Ok(Self {
-            driver: fixture.driver().await?,
-            queue: self.queue.clone(),
-        })
+        Ok(Self { driver: fixture.driver().await?, queue: self.queue.clone() })
     }
 
     pub(super) async fn enqueue(&self, job: NewJob) -> Result<JobId, Failed> {
@@ -179,12 +163,7 @@ impl Subject {
         lease: Duration,
         wait: Duration,
     ) -> Result<Vec<Claimed>, Failed> {
-        let claim = Claim {
-            max,
-            wait,
-            lease,
-            worker: "conformance".into(),
-        };
+        let claim = Claim { max, wait, lease, worker: "conformance".into() };
         Ok(self.driver.claim(&self.queue, claim).await?)
     }
 
@@ -196,8 +175,7 @@ impl Subject {
     /// The next job, waited for, under a lease of this length.
     pub(super) async fn next_for(&self, lease: Duration) -> Result<Claimed, Failed> {
         let mut jobs = self.claim_for(1, lease, SOON).await?;
-        jobs.pop()
-            .ok_or_else(|| Failed(format!("no job could be claimed within {SOON:?}")))
+        jobs.pop().ok_or_else(|| Failed(format!("no job could be claimed within {SOON:?}")))
     }
 
     pub(super) async fn settle(&self, job: &Claimed, settle: Settle) -> Verdict {
@@ -218,32 +196,20 @@ impl Subject {
 
     pub(super) async fn state(&self, id: &JobId) -> Result<JobState, Failed> {
         let record = self.record(id).await?;
-        record
-            .map(|record| record.state)
-            .ok_or_else(|| Failed(format!("job {id} is not known")))
+        record.map(|record| record.state).ok_or_else(|| Failed(format!("job {id} is not known")))
     }
 
     /// Reads one page.
     pub(super) async fn read(&self, address: &Address, max: u32) -> Result<CompletionPage, Failed> {
-        let read = ReadCompletions {
-            max,
-            wait: Duration::ZERO,
-            lease: ReadCompletions::MAX_LEASE,
-        };
+        let read = ReadCompletions { max, wait: Duration::ZERO, lease: ReadCompletions::MAX_LEASE };
         Ok(self.driver.completions(address, read).await?)
     }
 
     /// The next completion, waited for.
     pub(super) async fn next_completion(&self, address: &Address) -> Result<Completion, Failed> {
-        let read = ReadCompletions {
-            max: 1,
-            wait: SOON,
-            lease: ReadCompletions::MAX_LEASE,
-        };
+        let read = ReadCompletions { max: 1, wait: SOON, lease: ReadCompletions::MAX_LEASE };
         let mut page = self.driver.completions(address, read).await?;
-        page.completions
-            .pop()
-            .ok_or_else(|| Failed(format!("no completion for {address} within {SOON:?}")))
+        page.completions.pop().ok_or_else(|| Failed(format!("no completion for {address} within {SOON:?}")))
     }
 }
 

@@ -77,11 +77,7 @@ impl Server {
         let tokens = Arc::new(Tokens::fixed([TOKEN]));
         let app = broker_router(driver, tokens, ApiLimits::default(), stop.clone());
         let serving = serve(listener, app, ServeLimits::default(), stop.clone());
-        Ok(Self {
-            url: format!("http://{address}"),
-            stop,
-            task: Some(tokio::spawn(serving)),
-        })
+        Ok(Self { url: format!("http://{address}"), stop, task: Some(tokio::spawn(serving)) })
     }
 
     async fn stop(&mut self) {

@@ -49,10 +49,7 @@ pub struct Need {
 impl Scenario {
     /// The first capability that is missing.
     pub fn missing(&self, capabilities: &Capabilities) -> Option<&'static Need> {
-        self.needs
-            .iter()
-            .copied()
-            .find(|need| !(need.holds)(capabilities))
+        self.needs.iter().copied().find(|need| !(need.holds)(capabilities))
     }
 }
 
@@ -113,11 +110,8 @@ pub(crate) mod needs {
         holds: |capabilities| capabilities.wake,
         refused: Some(|fixture| Box::pin(refusals::wake(fixture))),
     };
-    pub(crate) static FENCING: Need = Need {
-        name: "fencing",
-        holds: |capabilities| capabilities.fencing,
-        refused: None,
-    };
+    pub(crate) static FENCING: Need =
+        Need { name: "fencing", holds: |capabilities| capabilities.fencing, refused: None };
     pub(crate) static IDS: Need = Need {
         name: "idMemory",
         holds: |capabilities| capabilities.id_memory == crate::IdMemory::UntilAcked,
@@ -128,16 +122,10 @@ pub(crate) mod needs {
         holds: |capabilities| capabilities.lease == crate::Lease::Extendable,
         refused: None,
     };
-    pub(crate) static EXACT: Need = Need {
-        name: "exactDepth",
-        holds: |capabilities| capabilities.exact_depth,
-        refused: None,
-    };
-    pub(crate) static DURABLE: Need = Need {
-        name: "durable",
-        holds: |capabilities| capabilities.durable,
-        refused: None,
-    };
+    pub(crate) static EXACT: Need =
+        Need { name: "exactDepth", holds: |capabilities| capabilities.exact_depth, refused: None };
+    pub(crate) static DURABLE: Need =
+        Need { name: "durable", holds: |capabilities| capabilities.durable, refused: None };
 }
 
 /// Whether `answer` is an error of `kind`.

@@ -68,8 +68,7 @@ impl Tx<'_> {
                     ready.deliveries.saturating_add(1),
                     ready.seq,
                 ])?;
-            self.state
-                .moved(queue, Some(JobState::Ready), Some(JobState::Active));
+            self.state.moved(queue, Some(JobState::Ready), Some(JobState::Active));
             claimed.push(Claimed {
                 receipt: receipt(ready.seq, token),
                 ready_at: Timestamp::from_millis(ready.at),
@@ -110,12 +109,7 @@ impl Tx<'_> {
             return Ok(());
         };
         let failure = Failure::new("Unreadable", error.message.as_str());
-        self.finish(
-            &job,
-            job.attempts,
-            job.lost,
-            &End::Dead(DeadReason::Quarantined, &failure),
-        )
+        self.finish(&job, job.attempts, job.lost, &End::Dead(DeadReason::Quarantined, &failure))
     }
 
     /// Takes jobs back that nobody received, as if they had never been handed out.
@@ -129,13 +123,9 @@ impl Tx<'_> {
                     "UPDATE jobs SET state = ?1, at = due_at, token = NULL, deliveries = deliveries - 1 WHERE seq = ?2",
                 )?
                 .execute(params![code(JobState::Ready), job.seq])?;
-            self.state
-                .moved(job.queue, Some(job.state), Some(JobState::Ready));
+            self.state.moved(job.queue, Some(job.state), Some(JobState::Ready));
             if job.cancel_requested {
-                let job = Job {
-                    state: JobState::Ready,
-                    ..job
-                };
+                let job = Job { state: JobState::Ready, ..job };
                 self.finish(&job, job.attempts, job.lost, &End::Cancelled)?;
             }
         }
@@ -194,10 +184,8 @@ fn decode(row: &Row<'_>) -> Result<Claimed> {
             enqueued_at: Timestamp::from_millis(row.get(7)?),
             ready_at: Timestamp::default(),
             lease_until: Timestamp::default(),
-            last_failure: failure_reason.map(|reason| Failure {
-                reason,
-                message: failure_message.unwrap_or_default(),
-            }),
+            last_failure: failure_reason
+                .map(|reason| Failure { reason, message: failure_message.unwrap_or_default() }),
             notify: None,
         };
         let id: String = row.get(4)?;
@@ -213,18 +201,12 @@ fn decode(row: &Row<'_>) -> Result<Claimed> {
         None => std::collections::BTreeMap::new(),
     };
     let notify = match address {
-        Some(address) => Some(Notify {
-            address: Address::new(address)?,
-            context: context.unwrap_or_default(),
-        }),
+        Some(address) => {
+            Some(Notify { address: Address::new(address)?, context: context.unwrap_or_default() })
+        }
         None => None,
     };
-    Ok(Claimed {
-        id: JobId::new(id)?,
-        headers,
-        notify,
-        ..claimed
-    })
+    Ok(Claimed { id: JobId::new(id)?, headers, notify, ..claimed })
 }
 
 #[cfg(test)]

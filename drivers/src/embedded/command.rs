@@ -124,8 +124,5 @@ pub(super) use expect_answer;
 
 /// The writer answered another question than was asked.
 pub(super) fn mismatched() -> Error {
-    Error::new(
-        ErrorKind::Fatal,
-        "the broker's writer gave an answer of the wrong form",
-    )
+    Error::new(ErrorKind::Fatal, "the broker's writer gave an answer of the wrong form")
 }

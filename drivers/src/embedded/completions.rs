@@ -17,10 +17,7 @@ const PARKED: i64 = i64::MAX;
 
 /// Tries the completions again that were put aside.
 pub(super) fn unpark(db: &Connection) -> Sql<()> {
-    db.execute(
-        "UPDATE completions SET leased_until = 0 WHERE leased_until = ?1",
-        [PARKED],
-    )?;
+    db.execute("UPDATE completions SET leased_until = 0 WHERE leased_until = ?1", [PARKED])?;
     Ok(())
 }
 
@@ -52,17 +49,11 @@ impl Tx<'_> {
                 .execute(params![until, id])?;
         }
         // Only when all are leased does it matter when the first comes back: then there are few.
-        let next = if completions.is_empty() {
-            self.next_lease_end(address)?
-        } else {
-            Some(self.now.as_millis())
-        };
+        let next =
+            if completions.is_empty() { self.next_lease_end(address)? } else { Some(self.now.as_millis()) };
         self.state.readable.set(address, next);
         let caught_up = self.state.completions(address) == completions.len() as u64;
-        Ok(CompletionPage {
-            completions,
-            caught_up,
-        })
+        Ok(CompletionPage { completions, caught_up })
     }
 
     fn next_lease_end(&self, address: &Address) -> Sql<Option<i64>> {
@@ -79,10 +70,9 @@ impl Tx<'_> {
                 "SELECT id, queue, job, outcome, settled_at, context, delivery FROM completions \
                  WHERE address = ?1 AND leased_until <= ?2 ORDER BY id LIMIT ?3",
             )?
-            .query_map(
-                params![address.as_str(), self.now.as_millis(), column(max)],
-                |row| Ok((row.get(0)?, decode(row)?)),
-            )?
+            .query_map(params![address.as_str(), self.now.as_millis(), column(max)], |row| {
+                Ok((row.get(0)?, decode(row)?))
+            })?
             .collect()
     }
 
@@ -101,9 +91,7 @@ impl Tx<'_> {
                 .prepare_cached(
                     "DELETE FROM completions WHERE id = ?1 AND address = ?2 RETURNING job_seq, leased_until",
                 )?
-                .query_row(params![id, address.as_str()], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })
+                .query_row(params![id, address.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
             if let Some((seq, leased_until)) = job {
                 if leased_until != PARKED {
@@ -127,8 +115,7 @@ impl Tx<'_> {
             .prepare_cached("UPDATE jobs SET at = ?1 WHERE seq = ?2")?
             .execute(params![self.now.as_millis(), seq])?;
         let retention = self.known(job.queue).retention(job.state);
-        self.state
-            .sweep_at(job.queue, self.now.after(retention).as_millis());
+        self.state.sweep_at(job.queue, self.now.after(retention).as_millis());
         Ok(())
     }
 
@@ -147,9 +134,8 @@ fn decode(row: &Row<'_>) -> Sql<Result<Completion>> {
     let context = row.get(5)?;
     let delivery = storage::count(row.get(6)?).saturating_add(1);
     let parsed = || -> Result<_> {
-        let queue = queue
-            .parse()
-            .map_err(|error: crate::QueueNameError| crate::Error::invalid(error.to_string()))?;
+        let queue =
+            queue.parse().map_err(|error: crate::QueueNameError| crate::Error::invalid(error.to_string()))?;
         let outcome: Outcome =
             serde_json::from_str(&outcome).map_err(|error| crate::Error::invalid(error.to_string()))?;
         Ok((queue, JobId::new(job.as_str())?, outcome))

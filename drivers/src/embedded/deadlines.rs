@@ -14,10 +14,7 @@ pub(super) struct Deadlines<K> {
 
 impl<K> Default for Deadlines<K> {
     fn default() -> Self {
-        Self {
-            by_time: BTreeSet::new(),
-            by_key: HashMap::new(),
-        }
+        Self { by_time: BTreeSet::new(), by_key: HashMap::new() }
     }
 }
 
@@ -52,11 +49,7 @@ impl<K: Clone + Ord + Hash> Deadlines<K> {
 
     /// The keys whose time has come, earliest first.
     pub(super) fn due(&self, now: i64) -> Vec<K> {
-        self.by_time
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .map(|(_, key)| key.clone())
-            .collect()
+        self.by_time.iter().take_while(|(at, _)| *at <= now).map(|(_, key)| key.clone()).collect()
     }
 }
 

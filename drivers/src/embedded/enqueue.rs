@@ -19,11 +19,7 @@ pub(super) fn prepare(mut job: NewJob, limits: &Limits) -> Result<NewRow> {
         let text = serde_json::to_string(&job.headers);
         Some(text.expect("a map of strings is plain data"))
     };
-    Ok(NewRow {
-        id: job.id.take().unwrap_or_else(JobId::generate),
-        job,
-        headers,
-    })
+    Ok(NewRow { id: job.id.take().unwrap_or_else(JobId::generate), job, headers })
 }
 
 impl Tx<'_> {
@@ -60,11 +56,7 @@ impl Tx<'_> {
     fn insert(&mut self, queue: QueueId, row: &NewRow) -> Sql<bool> {
         let job = &row.job;
         let due = self.due(job.delay);
-        let state = if job.delay.is_zero() {
-            JobState::Ready
-        } else {
-            JobState::Scheduled
-        };
+        let state = if job.delay.is_zero() { JobState::Ready } else { JobState::Scheduled };
         let seq = self.state.next_seq();
         let added = self
             .db
@@ -141,8 +133,5 @@ impl Tx<'_> {
 }
 
 fn full(max_depth: u64) -> Error {
-    Error::new(
-        ErrorKind::Full,
-        format!("the queue has its maximum of {max_depth} waiting jobs"),
-    )
+    Error::new(ErrorKind::Full, format!("the queue has its maximum of {max_depth} waiting jobs"))
 }

@@ -54,9 +54,7 @@ fn mount(line: &str) -> Option<(String, &str)> {
 /// The kernel writes blanks and backslashes as three octal digits.
 fn unescape(text: &str) -> String {
     let escapes = [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")];
-    escapes.iter().fold(text.to_owned(), |text, (escape, plain)| {
-        text.replace(escape, plain)
-    })
+    escapes.iter().fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
 #[cfg(test)]

@@ -81,10 +81,7 @@ impl Record {
             due_at: Timestamp::from_millis(self.due_at),
             lease_until: active.then(|| Timestamp::from_millis(self.at)),
             worker: self.worker.filter(|_| active),
-            finished_at: self
-                .finished_at
-                .filter(|_| self.state.is_terminal())
-                .map(Timestamp::from_millis),
+            finished_at: self.finished_at.filter(|_| self.state.is_terminal()).map(Timestamp::from_millis),
             last_failure,
             outcome,
             payload_bytes: u64::try_from(self.payload_bytes).unwrap_or(0),
@@ -98,10 +95,7 @@ impl Tx<'_> {
             Ok(id) => id,
             Err(error) => return Ok(Err(error)),
         };
-        let due = [
-            self.nearest(id, JobState::Scheduled)?,
-            self.nearest(id, JobState::Retrying)?,
-        ];
+        let due = [self.nearest(id, JobState::Scheduled)?, self.nearest(id, JobState::Retrying)?];
         let oldest = self.nearest(id, JobState::Ready)?;
         let queue: &Queue = self.known(id);
         Ok(Ok(Answer::Stats(QueueStats {
@@ -119,11 +113,7 @@ impl Tx<'_> {
     /// The row of one job.
     pub(super) fn record(&self, queue: QueueId, id: &str) -> Sql<Option<Record>> {
         self.db
-            .prepare_cached(concat!(
-                "SELECT ",
-                record_columns!(),
-                " FROM jobs WHERE queue = ?1 AND id = ?2"
-            ))?
+            .prepare_cached(concat!("SELECT ", record_columns!(), " FROM jobs WHERE queue = ?1 AND id = ?2"))?
             .query_row(params![queue, id], Record::read)
             .optional()
     }
@@ -131,9 +121,7 @@ impl Tx<'_> {
     /// How a job ended, if it did.
     pub(super) fn outcome(&self, record: &Record) -> Sql<Option<Outcome>> {
         Ok(match record.state {
-            JobState::Succeeded => Some(Outcome::Succeeded {
-                result: self.stored_result(record.seq)?,
-            }),
+            JobState::Succeeded => Some(Outcome::Succeeded { result: self.stored_result(record.seq)? }),
             JobState::Dead => Some(Outcome::Dead {
                 reason: record
                     .dead_reason
@@ -159,10 +147,8 @@ impl Tx<'_> {
                 if bytes > Limits::INLINE_RESULT {
                     return Ok(StoredResult::Stored { bytes: bytes as u64 });
                 }
-                let payload = Payload {
-                    content_type: row.get(0)?,
-                    bytes: Bytes::from(row.get::<_, Vec<u8>>(2)?),
-                };
+                let payload =
+                    Payload { content_type: row.get(0)?, bytes: Bytes::from(row.get::<_, Vec<u8>>(2)?) };
                 Ok(StoredResult::Inline { payload })
             })
             .optional()
@@ -172,10 +158,7 @@ impl Tx<'_> {
         self.db
             .prepare_cached("SELECT content_type, payload FROM results WHERE seq = ?1")?
             .query_row([seq], |row| {
-                Ok(Payload {
-                    content_type: row.get(0)?,
-                    bytes: Bytes::from(row.get::<_, Vec<u8>>(1)?),
-                })
+                Ok(Payload { content_type: row.get(0)?, bytes: Bytes::from(row.get::<_, Vec<u8>>(1)?) })
             })
             .optional()
     }
@@ -227,10 +210,7 @@ impl Tx<'_> {
                 record_columns!(),
                 " FROM jobs WHERE queue = ?1 AND state = ?2 AND at > ?3 ORDER BY at, seq LIMIT ?4"
             ))?
-            .query_map(
-                params![queue, code(state), at, column(limit - records.len())],
-                Record::read,
-            )?
+            .query_map(params![queue, code(state), at, column(limit - records.len())], Record::read)?
             .collect::<Sql<_>>()?;
         records.extend(later);
         Ok(records)
@@ -242,18 +222,13 @@ impl Tx<'_> {
             Err(error) => return Ok(Err(error)),
         };
         let Some((at, seq)) = list.after.as_deref().map_or(Some((i64::MIN, i64::MIN)), cursor) else {
-            return Ok(Err(Error::invalid(
-                "the cursor of a list is the `next` of the page before",
-            )));
+            return Ok(Err(Error::invalid("the cursor of a list is the `next` of the page before")));
         };
         let limit = (list.limit as usize).min(Limits::BATCH);
         let mut records = self.behind(queue, list.state, (at, seq), limit + 1)?;
         let more = records.len() > limit;
         records.truncate(limit);
-        let next = records
-            .last()
-            .filter(|_| more)
-            .map(|last| format!("{}.{}", last.at, last.seq));
+        let next = records.last().filter(|_| more).map(|last| format!("{}.{}", last.at, last.seq));
         let mut jobs = Vec::with_capacity(records.len());
         for record in records {
             let seq = record.seq;

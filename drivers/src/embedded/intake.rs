@@ -40,11 +40,7 @@ pub(super) struct Group {
 
 impl Intake {
     pub(super) fn new() -> Self {
-        Self {
-            waiting: Mutex::default(),
-            arrived: Condvar::new(),
-            room: Semaphore::new(PERMITS),
-        }
+        Self { waiting: Mutex::default(), arrived: Condvar::new(), room: Semaphore::new(PERMITS) }
     }
 
     /// Hands `operation` over as soon as there is room; the answer comes through the receiver.
@@ -94,11 +90,7 @@ impl Intake {
             if left == Duration::ZERO {
                 break;
             }
-            waiting = self
-                .arrived
-                .wait_timeout(waiting, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            waiting = self.arrived.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         let mut requests = Vec::new();
         let (mut items, mut freed) = (0, 0);

@@ -71,28 +71,15 @@ impl Embedded {
         let (done, closed) = watch::channel(());
         let weak_hints = hints.downgrade();
         let (opened, answer) = mpsc::channel();
-        let shared = writer::Shared {
-            intake: intake.clone(),
-            hints,
-            done,
-        };
+        let shared = writer::Shared { intake: intake.clone(), hints, done };
         std::thread::Builder::new()
             .name("longshore-db".to_owned())
             .spawn(move || writer::run(&config, shared, &opened))
             .map_err(|error| Error::unavailable(format!("the broker's thread can't be started: {error}")))?;
         let backend_id = answer.recv().map_err(|_| {
-            Error::new(
-                ErrorKind::Fatal,
-                "the broker's thread ended while it opened the database",
-            )
+            Error::new(ErrorKind::Fatal, "the broker's thread ended while it opened the database")
         })??;
-        Ok(Self {
-            intake,
-            capabilities: capabilities(),
-            backend_id,
-            hints: weak_hints,
-            done: closed,
-        })
+        Ok(Self { intake, capabilities: capabilities(), backend_id, hints: weak_hints, done: closed })
     }
 
     /// Asks the writer.
@@ -102,11 +89,7 @@ impl Embedded {
 
     /// Answers an empty batch without the writer, but not when the broker is closed.
     fn nothing<T>(&self) -> Result<Vec<T>> {
-        if self.intake.is_closed() {
-            Err(intake::closed())
-        } else {
-            Ok(Vec::new())
-        }
+        if self.intake.is_closed() { Err(intake::closed()) } else { Ok(Vec::new()) }
     }
 }
 
@@ -123,9 +106,7 @@ fn capabilities() -> Capabilities {
         fencing: true,
         atomic_settle: true,
         lease: Lease::Extendable,
-        delay: Some(Delay {
-            max: Limits::MAX_DELAY,
-        }),
+        delay: Some(Delay { max: Limits::MAX_DELAY }),
         pause: true,
         inspect: true,
         cancel: true,
@@ -154,10 +135,7 @@ impl Driver for Embedded {
     }
 
     async fn declare(&self, queue: &QueueName, declaration: Declaration) -> Result<Declared> {
-        expect_answer!(
-            self.ask(Operation::Declare(queue.clone(), declaration)).await?,
-            Declared
-        )
+        expect_answer!(self.ask(Operation::Declare(queue.clone(), declaration)).await?, Declared)
     }
 
     async fn delete_queue(&self, queue: &QueueName) -> Result<()> {
@@ -169,24 +147,15 @@ impl Driver for Embedded {
         if jobs.is_empty() {
             return self.nothing();
         }
-        let rows = jobs
-            .into_iter()
-            .map(|job| enqueue::prepare(job, &self.capabilities.limits))
-            .collect();
+        let rows = jobs.into_iter().map(|job| enqueue::prepare(job, &self.capabilities.limits)).collect();
         expect_answer!(self.ask(Operation::Enqueue(queue.clone(), rows)).await?, Enqueued)
     }
 
     async fn claim(&self, queue: &QueueName, claim: Claim) -> Result<Vec<Claimed>> {
         checks::claim(&claim)?;
         let deadline = Instant::now() + claim.wait.min(LONGEST_WAIT);
-        let answer = self
-            .intake
-            .send(Operation::Claim(queue.clone(), claim, deadline))
-            .await?;
-        let mut handover = Handover {
-            answer,
-            intake: &self.intake,
-        };
+        let answer = self.intake.send(Operation::Claim(queue.clone(), claim, deadline)).await?;
+        let mut handover = Handover { answer, intake: &self.intake };
         let answer = (&mut handover.answer).await.map_err(|_| cut_off())??;
         expect_answer!(answer, Claimed)
     }
@@ -202,11 +171,7 @@ impl Driver for Embedded {
         if receipts.is_empty() {
             return self.nothing();
         }
-        expect_answer!(
-            self.ask(Operation::Extend(queue.clone(), receipts, lease))
-                .await?,
-            Extended
-        )
+        expect_answer!(self.ask(Operation::Extend(queue.clone(), receipts, lease)).await?, Extended)
     }
 
     async fn settle(&self, queue: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
@@ -214,10 +179,7 @@ impl Driver for Embedded {
         if settlements.is_empty() {
             return self.nothing();
         }
-        expect_answer!(
-            self.ask(Operation::Settle(queue.clone(), settlements)).await?,
-            Settled
-        )
+        expect_answer!(self.ask(Operation::Settle(queue.clone(), settlements)).await?, Settled)
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<QueueStats> {
@@ -232,11 +194,7 @@ impl Driver for Embedded {
     async fn completions(&self, address: &Address, read: ReadCompletions) -> Result<CompletionPage> {
         checks::read(&read)?;
         let deadline = Instant::now() + read.wait.min(LONGEST_WAIT);
-        expect_answer!(
-            self.ask(Operation::Completions(address.clone(), read, deadline))
-                .await?,
-            Completions
-        )
+        expect_answer!(self.ask(Operation::Completions(address.clone(), read, deadline)).await?, Completions)
     }
 
     async fn acknowledge(&self, address: &Address, receipts: Vec<CompletionReceipt>) -> Result<()> {
@@ -244,9 +202,7 @@ impl Driver for Embedded {
         if receipts.is_empty() {
             return self.nothing::<()>().map(drop);
         }
-        self.ask(Operation::Acknowledge(address.clone(), receipts))
-            .await
-            .map(drop)
+        self.ask(Operation::Acknowledge(address.clone(), receipts)).await.map(drop)
     }
 
     async fn results(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Option<Payload>>> {
@@ -285,10 +241,7 @@ impl Driver for Embedded {
 
     async fn purge(&self, queue: &QueueName, state: JobState, limit: u32) -> Result<u64> {
         checks::purge(state)?;
-        expect_answer!(
-            self.ask(Operation::Purge(queue.clone(), state, limit)).await?,
-            Removed
-        )
+        expect_answer!(self.ask(Operation::Purge(queue.clone(), state, limit)).await?, Removed)
     }
 
     async fn close(&self) {

@@ -31,10 +31,7 @@ impl Tx<'_> {
         } else {
             self.insert_queue(name, declaration)?;
         }
-        Ok(Ok(Answer::Declared(Declared {
-            created: known.is_none(),
-            backend_id: backend_id.to_owned(),
-        })))
+        Ok(Ok(Answer::Declared(Declared { created: known.is_none(), backend_id: backend_id.to_owned() })))
     }
 
     fn insert_queue(&mut self, name: &QueueName, declaration: &Declaration) -> Sql<()> {
@@ -45,22 +42,13 @@ impl Tx<'_> {
             )?
             .execute([name.as_str()])?;
         let id = self.db.last_insert_rowid();
-        let Declaration {
-            owner,
-            settings,
-            adopt: _,
-        } = declaration;
-        self.state
-            .add_queue(id, Queue::new(name.clone(), owner.clone(), settings.clone()));
+        let Declaration { owner, settings, adopt: _ } = declaration;
+        self.state.add_queue(id, Queue::new(name.clone(), owner.clone(), settings.clone()));
         self.write_queue(id, declaration)
     }
 
     fn update_queue(&mut self, id: QueueId, declaration: &Declaration) -> Sql<()> {
-        let Declaration {
-            owner,
-            settings,
-            adopt: _,
-        } = declaration;
+        let Declaration { owner, settings, adopt: _ } = declaration;
         let known = self.known(id);
         if known.owner == *owner && known.settings == *settings {
             return Ok(());
@@ -75,18 +63,8 @@ impl Tx<'_> {
     }
 
     fn write_queue(&self, id: QueueId, declaration: &Declaration) -> Sql<()> {
-        let Declaration {
-            owner,
-            settings,
-            adopt: _,
-        } = declaration;
-        let QueueSettings {
-            max_depth,
-            max_deliveries,
-            retain_completed,
-            retain_dead,
-            paused,
-        } = settings;
+        let Declaration { owner, settings, adopt: _ } = declaration;
+        let QueueSettings { max_depth, max_deliveries, retain_completed, retain_dead, paused } = settings;
         self.db
             .prepare_cached(
                 "UPDATE queues SET installation = :installation, uid = :uid, max_depth = :max_depth, \
@@ -111,9 +89,7 @@ impl Tx<'_> {
         let Some(id) = self.state.find(name) else {
             return Ok(None);
         };
-        self.db
-            .prepare_cached("UPDATE queues SET deleting = 1 WHERE id = ?1")?
-            .execute([id])?;
+        self.db.prepare_cached("UPDATE queues SET deleting = 1 WHERE id = ?1")?.execute([id])?;
         self.state.condemn(id);
         Ok(Some(id))
     }
@@ -135,9 +111,7 @@ impl Tx<'_> {
         if jobs.len() == limit {
             return Ok(false);
         }
-        self.db
-            .prepare_cached("DELETE FROM queues WHERE id = ?1")?
-            .execute([id])?;
+        self.db.prepare_cached("DELETE FROM queues WHERE id = ?1")?.execute([id])?;
         self.state.remove_queue(id);
         Ok(true)
     }
@@ -169,10 +143,7 @@ impl Tx<'_> {
             Ok(queue) => queue,
             Err(error) => return Ok(Err(error)),
         };
-        let states = ids
-            .iter()
-            .map(|id| self.cancel_one(queue, id))
-            .collect::<Sql<_>>()?;
+        let states = ids.iter().map(|id| self.cancel_one(queue, id)).collect::<Sql<_>>()?;
         Ok(Ok(Answer::States(states)))
     }
 
@@ -200,10 +171,7 @@ impl Tx<'_> {
             Ok(queue) => queue,
             Err(error) => return Ok(Err(error)),
         };
-        let answers = ids
-            .iter()
-            .map(|id| self.redrive_one(queue, id))
-            .collect::<Sql<_>>()?;
+        let answers = ids.iter().map(|id| self.redrive_one(queue, id)).collect::<Sql<_>>()?;
         Ok(Ok(Answer::Settled(answers)))
     }
 
@@ -222,11 +190,7 @@ impl Tx<'_> {
                 "UPDATE jobs SET deliveries = 0, finished_at = NULL, dead_reason = NULL WHERE seq = ?1",
             )?
             .execute([job.seq])?;
-        let fresh = Job {
-            attempts: 0,
-            lost: 0,
-            ..job
-        };
+        let fresh = Job { attempts: 0, lost: 0, ..job };
         self.wait(&fresh, self.now.as_millis(), JobState::Scheduled)?;
         Ok(Ok(()))
     }

@@ -35,9 +35,7 @@ pub(super) fn open(config: &Config) -> Result<Connection> {
 pub(super) fn backend_id(connection: &Connection) -> Result<String> {
     let read = || -> rusqlite::Result<String> {
         let known = connection
-            .query_row("SELECT value FROM meta WHERE key = 'backend_id'", (), |row| {
-                row.get(0)
-            })
+            .query_row("SELECT value FROM meta WHERE key = 'backend_id'", (), |row| row.get(0))
             .optional()?;
         if let Some(id) = known {
             return Ok(id);
@@ -55,18 +53,11 @@ fn located(path: &Path) -> Result<PathBuf> {
         _ => Path::new("."),
     };
     let fatal = |text: String| Error::new(ErrorKind::Fatal, text);
-    let name = path
-        .file_name()
-        .ok_or_else(|| fatal(format!("{} names no file", path.display())))?;
+    let name = path.file_name().ok_or_else(|| fatal(format!("{} names no file", path.display())))?;
     directory
         .canonicalize()
         .map(|directory| directory.join(name))
-        .map_err(|error| {
-            fatal(format!(
-                "the directory of {} can't be used: {error}",
-                path.display()
-            ))
-        })
+        .map_err(|error| fatal(format!("the directory of {} can't be used: {error}", path.display())))
 }
 
 fn refuse_network(path: &Path) -> Result<()> {
@@ -95,16 +86,12 @@ fn attempt(path: &Path, config: &Config) -> Result<Connection> {
     let mut connection = Connection::open_with_flags(path, flags).map_err(explain)?;
     configure(&connection, config).map_err(explain)?;
     let application_id: i64 = pragma(&connection, "application_id").map_err(explain)?;
-    let tables: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))
-        .map_err(explain)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0)).map_err(explain)?;
     if application_id != APPLICATION_ID && (application_id != 0 || tables != 0) {
         return Err(Error::new(
             ErrorKind::Fatal,
-            format!(
-                "{} is a database of something else than Longshore",
-                path.display()
-            ),
+            format!("{} is a database of something else than Longshore", path.display()),
         ));
     }
     migrate(&mut connection, path, &MIGRATIONS)?;
@@ -147,9 +134,8 @@ fn migrate(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Res
         ));
     }
     for (version, migration) in (1_i64..).zip(migrations).filter(|(version, _)| *version > found) {
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(explain)?;
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         let step = transaction
             .execute_batch(migration)
             .and_then(|()| transaction.pragma_update(None, "user_version", version))
@@ -183,10 +169,7 @@ mod tests {
     use super::*;
 
     fn config(directory: &tempfile::TempDir) -> Config {
-        Config {
-            lock_wait: Duration::ZERO,
-            ..Config::new(directory.path().join("jobs.db"))
-        }
+        Config { lock_wait: Duration::ZERO, ..Config::new(directory.path().join("jobs.db")) }
     }
 
     #[test]
@@ -195,6 +178,17 @@ mod tests {
         let first = backend_id(&open(&config(&directory)).unwrap()).unwrap();
         let second = backend_id(&open(&config(&directory)).unwrap()).unwrap();
         assert_eq!(first, second);
+    }
+
+    #[test]
+    fn a_commit_is_synced_and_free_pages_can_be_given_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let connection = open(&config(&directory)).unwrap();
+        let (full, incremental) = (2, 2);
+        assert_eq!(pragma(&connection, "synchronous").unwrap(), full);
+        assert_eq!(pragma(&connection, "auto_vacuum").unwrap(), incremental);
+        let journal: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        assert_eq!(journal, "wal");
     }
 
     #[test]
@@ -212,10 +206,7 @@ mod tests {
     fn a_newer_schema_is_refused_with_both_versions() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(&directory);
-        open(&config)
-            .unwrap()
-            .pragma_update(None, "user_version", 7)
-            .unwrap();
+        open(&config).unwrap().pragma_update(None, "user_version", 7).unwrap();
         let error = open(&config).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Fatal);
         assert!(error.message.contains("version 7"), "{error}");
@@ -240,11 +231,7 @@ mod tests {
     fn a_file_that_is_no_database_is_fatal_and_says_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(&directory);
-        std::fs::write(
-            &config.path,
-            "this is no database, whatever its name says".repeat(100),
-        )
-        .unwrap();
+        std::fs::write(&config.path, "this is no database, whatever its name says".repeat(100)).unwrap();
         let error = open(&config).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Fatal);
         assert!(error.message.contains("restore a backup"), "{error}");
@@ -254,10 +241,7 @@ mod tests {
     fn a_database_of_something_else_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(&directory);
-        Connection::open(&config.path)
-            .unwrap()
-            .execute_batch("CREATE TABLE theirs (x)")
-            .unwrap();
+        Connection::open(&config.path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
         let error = open(&config).unwrap_err();
         assert!(error.message.contains("something else"), "{error}");
     }

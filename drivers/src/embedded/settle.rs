@@ -19,10 +19,8 @@ impl Tx<'_> {
             Ok(queue) => queue,
             Err(error) => return Ok(Err(error)),
         };
-        let answers = settlements
-            .iter()
-            .map(|settlement| self.settle_one(queue, settlement))
-            .collect::<Sql<_>>()?;
+        let answers =
+            settlements.iter().map(|settlement| self.settle_one(queue, settlement)).collect::<Sql<_>>()?;
         Ok(Ok(Answer::Settled(answers)))
     }
 
@@ -42,12 +40,9 @@ impl Tx<'_> {
             Settle::Succeed { result } => {
                 self.finish(&job, job.attempts + 1, job.lost, &End::Succeeded(result.as_ref()))
             }
-            Settle::Bury { reason, failure } => self.finish(
-                &job,
-                job.attempts + 1,
-                job.lost,
-                &End::Dead(*reason, &bounded(failure)),
-            ),
+            Settle::Bury { reason, failure } => {
+                self.finish(&job, job.attempts + 1, job.lost, &End::Dead(*reason, &bounded(failure)))
+            }
             Settle::Retry { failure, .. } if job.cancel_requested => {
                 self.note(&job, failure)?;
                 self.finish(&job, job.attempts + 1, job.lost, &End::Cancelled)
@@ -63,19 +58,12 @@ impl Tx<'_> {
 
     fn retry(&mut self, job: &Job, delay: Duration, failure: &Failure) -> Sql<()> {
         self.note(job, failure)?;
-        let again = Job {
-            attempts: job.attempts + 1,
-            ..job.clone()
-        };
+        let again = Job { attempts: job.attempts + 1, ..job.clone() };
         self.wait(&again, self.due(delay), JobState::Retrying)
     }
 
     fn release(&mut self, job: &Job, delay: Duration) -> Sql<()> {
-        let later = if job.attempts == 0 {
-            JobState::Scheduled
-        } else {
-            JobState::Retrying
-        };
+        let later = if job.attempts == 0 { JobState::Scheduled } else { JobState::Retrying };
         self.wait(job, self.due(delay), later)
     }
 
@@ -107,10 +95,7 @@ impl Tx<'_> {
             self.db
                 .prepare_cached("UPDATE jobs SET at = ?1 WHERE seq = ?2")?
                 .execute(params![lease_until.as_millis(), job.seq])?;
-            answers.push(Ok(Extension {
-                lease_until,
-                cancel_requested: job.cancel_requested,
-            }));
+            answers.push(Ok(Extension { lease_until, cancel_requested: job.cancel_requested }));
         }
         self.state.due.lower(&queue, lease_until.as_millis());
         Ok(Ok(Answer::Extended(answers)))

@@ -33,14 +33,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(name: QueueName, owner: Owner, settings: QueueSettings) -> Self {
-        Self {
-            name,
-            owner,
-            settings,
-            deleting: false,
-            counts: [0; STATES],
-            service_time_ms: None,
-        }
+        Self { name, owner, settings, deleting: false, counts: [0; STATES], service_time_ms: None }
     }
 
     pub(super) fn count(&self, state: JobState) -> u64 {
@@ -146,9 +139,7 @@ impl State {
                 continue;
             };
             let millis = |column| -> Sql<Duration> {
-                Ok(Duration::from_millis(
-                    u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0),
-                ))
+                Ok(Duration::from_millis(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0)))
             };
             let settings = QueueSettings {
                 max_depth: u64::try_from(row.get::<_, i64>(4)?).unwrap_or(0),
@@ -157,10 +148,7 @@ impl State {
                 retain_dead: millis(7)?,
                 paused: row.get(8)?,
             };
-            let owner = Owner {
-                installation: row.get(2)?,
-                uid: row.get(3)?,
-            };
+            let owner = Owner { installation: row.get(2)?, uid: row.get(3)? };
             let mut queue = Queue::new(name.clone(), owner, settings);
             queue.deleting = row.get(9)?;
             if !queue.deleting {
@@ -207,10 +195,7 @@ impl State {
     /// The queue `id`, about to be changed.
     pub(super) fn change(&mut self, id: QueueId) -> Option<&mut Queue> {
         let queue = self.queues.get_mut(&id)?;
-        self.before
-            .queues
-            .entry(id)
-            .or_insert_with(|| Some(queue.clone()));
+        self.before.queues.entry(id).or_insert_with(|| Some(queue.clone()));
         Some(queue)
     }
 
@@ -314,9 +299,7 @@ impl State {
             .into_iter()
             .filter_map(|id| self.queues.get(&id))
             .filter(|queue| !queue.deleting)
-            .map(|queue| Wake::Queue {
-                queue: queue.name.clone(),
-            });
+            .map(|queue| Wake::Queue { queue: queue.name.clone() });
         let addresses = addresses.into_iter().map(|address| Wake::Completions { address });
         queues.chain(addresses).collect()
     }
@@ -357,10 +340,7 @@ mod tests {
 
     fn with_queue() -> (State, QueueName) {
         let name: QueueName = "q".parse().unwrap();
-        let owner = Owner {
-            installation: "i".into(),
-            uid: "u".into(),
-        };
+        let owner = Owner { installation: "i".into(), uid: "u".into() };
         let mut state = State::default();
         state.add_queue(1, Queue::new(name.clone(), owner, QueueSettings::default()));
         state.keep();

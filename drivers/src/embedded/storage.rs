@@ -20,10 +20,7 @@ pub(super) fn error(error: &rusqlite::Error) -> Error {
             ErrorKind::Fatal,
             format!("the broker's database is damaged; restore a backup: {error}"),
         ),
-        _ => Error::new(
-            ErrorKind::Fatal,
-            format!("the broker's database refused a statement: {error}"),
-        ),
+        _ => Error::new(ErrorKind::Fatal, format!("the broker's database refused a statement: {error}")),
     }
 }
 
@@ -68,9 +65,7 @@ pub(super) const fn code(state: JobState) -> i64 {
 
 /// The state that `code` stands for.
 pub(super) fn state(code: i64) -> Option<JobState> {
-    usize::try_from(code)
-        .ok()
-        .and_then(|code| BY_CODE.get(code).copied())
+    usize::try_from(code).ok().and_then(|code| BY_CODE.get(code).copied())
 }
 
 /// The word that stands for `reason` in the database.
@@ -85,14 +80,9 @@ pub(super) const fn reason(reason: DeadReason) -> &'static str {
 
 /// The reason that `word` stands for.
 pub(super) fn dead_reason(word: &str) -> Option<DeadReason> {
-    [
-        DeadReason::Exhausted,
-        DeadReason::Rejected,
-        DeadReason::Expired,
-        DeadReason::Quarantined,
-    ]
-    .into_iter()
-    .find(|known| reason(*known) == word)
+    [DeadReason::Exhausted, DeadReason::Rejected, DeadReason::Expired, DeadReason::Quarantined]
+        .into_iter()
+        .find(|known| reason(*known) == word)
 }
 
 /// `failure` within the limits, wherever it came from.

@@ -64,10 +64,7 @@ impl Broker {
 
     async fn declare(&self, settings: QueueSettings) {
         let declaration = Declaration {
-            owner: Owner {
-                installation: "i".into(),
-                uid: "u".into(),
-            },
+            owner: Owner { installation: "i".into(), uid: "u".into() },
             settings,
             adopt: false,
         };
@@ -88,26 +85,15 @@ impl Broker {
     }
 
     async fn claim(&self, max: u32) -> Vec<crate::Claimed> {
-        let claim = Claim {
-            max,
-            wait: Duration::ZERO,
-            lease: Duration::from_secs(60),
-            worker: "test".into(),
-        };
+        let claim =
+            Claim { max, wait: Duration::ZERO, lease: Duration::from_secs(60), worker: "test".into() };
         self.driver.claim(&self.queue, claim).await.unwrap()
     }
 
     /// Counts as the driver tells them, and as the database holds them after a restart.
     async fn depths(&self) -> [u64; 5] {
         let stats = self.driver.stats(&self.queue).await.unwrap();
-        [
-            stats.ready,
-            stats.scheduled,
-            stats.active,
-            stats.retrying,
-            stats.dead,
-        ]
-        .map(Option::unwrap)
+        [stats.ready, stats.scheduled, stats.active, stats.retrying, stats.dead].map(Option::unwrap)
     }
 }
 
@@ -116,10 +102,7 @@ fn job() -> NewJob {
 }
 
 fn to(address: &str) -> NewJob {
-    job().with_notify(Notify {
-        address: Address::new(address).unwrap(),
-        context: "c".into(),
-    })
+    job().with_notify(Notify { address: Address::new(address).unwrap(), context: "c".into() })
 }
 
 #[tokio::test]
@@ -137,9 +120,7 @@ async fn a_spoilt_command_harms_no_neighbour_of_its_group() {
     }
     assert_eq!(broker.depths().await, [4, 0, 0, 0, 0]);
     // Nothing of the spoilt commands is left: the key they write is still free.
-    broker
-        .run("INSERT INTO meta (key, value) VALUES ('spoilt', 'no')")
-        .await;
+    broker.run("INSERT INTO meta (key, value) VALUES ('spoilt', 'no')").await;
     broker.restart().await;
     assert_eq!(broker.depths().await, [4, 0, 0, 0, 0]);
     assert_eq!(broker.claim(10).await.len(), 4);
@@ -151,10 +132,8 @@ async fn a_full_disk_refuses_writes_and_works_again_when_there_is_room() {
     broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
     broker.run("PRAGMA max_page_count = 1").await;
     let large = || NewJob::new("large", Payload::json(vec![b'1'; 200_000]));
-    let (large_one, stats) = tokio::join!(
-        broker.driver.enqueue_one(&broker.queue, large()),
-        broker.driver.stats(&broker.queue)
-    );
+    let (large_one, stats) =
+        tokio::join!(broker.driver.enqueue_one(&broker.queue, large()), broker.driver.stats(&broker.queue));
     assert_eq!(large_one.unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(stats.unwrap().ready, Some(1));
     broker.run("PRAGMA max_page_count = 1000000").await;
@@ -165,49 +144,26 @@ async fn a_full_disk_refuses_writes_and_works_again_when_there_is_room() {
 #[tokio::test]
 async fn counts_agree_with_the_database_after_every_kind_of_transition() {
     let mut broker = Broker::start().await;
-    let jobs = (0..20)
-        .map(|_| job())
-        .chain([job().with_delay(Duration::from_secs(60))]);
-    broker
-        .driver
-        .enqueue(&broker.queue, jobs.collect())
-        .await
-        .unwrap();
+    let jobs = (0..20).map(|_| job()).chain([job().with_delay(Duration::from_secs(60))]);
+    broker.driver.enqueue(&broker.queue, jobs.collect()).await.unwrap();
     let claimed = broker.claim(10).await;
     let minute = Duration::from_secs(60);
     let failure = Failure::default();
     let settles = [
         Settle::Succeed { result: None },
-        Settle::Retry {
-            delay: minute,
-            failure: failure.clone(),
-        },
-        Settle::Retry {
-            delay: Duration::ZERO,
-            failure: failure.clone(),
-        },
+        Settle::Retry { delay: minute, failure: failure.clone() },
+        Settle::Retry { delay: Duration::ZERO, failure: failure.clone() },
         Settle::Release { delay: minute },
-        Settle::Bury {
-            reason: crate::DeadReason::Rejected,
-            failure,
-        },
+        Settle::Bury { reason: crate::DeadReason::Rejected, failure },
     ];
     for (job, settle) in claimed.iter().zip(settles) {
-        broker
-            .driver
-            .settle_one(&broker.queue, &job.receipt, settle)
-            .await
-            .unwrap();
+        broker.driver.settle_one(&broker.queue, &job.receipt, settle).await.unwrap();
     }
     let waiting = broker.claim(1).await[0].id.clone();
     let ids = vec![claimed[4].id.clone()];
     broker.driver.redrive(&broker.queue, ids).await.unwrap();
     broker.driver.cancel(&broker.queue, vec![waiting]).await.unwrap();
-    broker
-        .driver
-        .purge(&broker.queue, JobState::Ready, 3)
-        .await
-        .unwrap();
+    broker.driver.purge(&broker.queue, JobState::Ready, 3).await.unwrap();
     let before = broker.depths().await;
     assert_eq!(before, [8, 2, 6, 1, 0]);
     broker.restart().await;
@@ -219,34 +175,19 @@ async fn a_job_that_cannot_be_read_is_dead_and_others_are_handed_out() {
     let broker = Broker::start().await;
     let mut with_headers = to("a");
     with_headers.headers.insert("x".into(), "y".into());
-    let broken = broker
-        .driver
-        .enqueue_one(&broker.queue, with_headers)
-        .await
-        .unwrap();
+    let broken = broker.driver.enqueue_one(&broker.queue, with_headers).await.unwrap();
     let whole = broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    broker
-        .run("UPDATE bodies SET headers = '{broken' WHERE headers IS NOT NULL")
-        .await;
+    broker.run("UPDATE bodies SET headers = '{broken' WHERE headers IS NOT NULL").await;
     let claimed = broker.claim(10).await;
     assert_eq!(claimed.len(), 1);
     assert_eq!(claimed[0].id, *whole.id());
-    let record = broker
-        .driver
-        .inspect(&broker.queue, broken.id())
-        .await
-        .unwrap()
-        .unwrap();
+    let record = broker.driver.inspect(&broker.queue, broken.id()).await.unwrap().unwrap();
     assert!(matches!(record.outcome, Some(Outcome::Dead { failure, .. }) if failure.reason == "Unreadable"));
     assert_eq!(read(&broker, "a").await.completions.len(), 1);
 }
 
 async fn read(broker: &Broker, address: &str) -> crate::CompletionPage {
-    let read = ReadCompletions {
-        max: 10,
-        wait: Duration::ZERO,
-        lease: Duration::from_secs(10),
-    };
+    let read = ReadCompletions { max: 10, wait: Duration::ZERO, lease: Duration::from_secs(10) };
     let address = Address::new(address).unwrap();
     broker.driver.completions(&address, read).await.unwrap()
 }
@@ -258,21 +199,13 @@ async fn a_completion_that_cannot_be_read_is_put_aside_until_the_next_start() {
         broker.driver.enqueue_one(&broker.queue, to("a")).await.unwrap();
         let claimed = broker.claim(1).await;
         let succeed = Settle::Succeed { result: None };
-        broker
-            .driver
-            .settle_one(&broker.queue, &claimed[0].receipt, succeed)
-            .await
-            .unwrap();
+        broker.driver.settle_one(&broker.queue, &claimed[0].receipt, succeed).await.unwrap();
     }
-    broker
-        .run("UPDATE completions SET outcome = 'broken' || outcome WHERE id = 1")
-        .await;
+    broker.run("UPDATE completions SET outcome = 'broken' || outcome WHERE id = 1").await;
     let page = read(&broker, "a").await;
     assert_eq!(page.completions.len(), 1);
     assert!(page.caught_up);
-    broker
-        .run("UPDATE completions SET outcome = substr(outcome, 7) WHERE id = 1")
-        .await;
+    broker.run("UPDATE completions SET outcome = substr(outcome, 7) WHERE id = 1").await;
     assert!(read(&broker, "a").await.completions.is_empty());
     broker.restart().await;
     assert_eq!(read(&broker, "a").await.completions.len(), 1);
@@ -286,15 +219,9 @@ async fn many_jobs_due_at_once_hold_nobody_up() {
         broker.driver.enqueue(&broker.queue, jobs).await.unwrap();
     }
     // Timers look at rows in the order of `at`; all of these are due now, and the next call is one of many.
-    broker
-        .run("UPDATE jobs SET at = enqueued_at, due_at = enqueued_at")
-        .await;
+    broker.run("UPDATE jobs SET at = enqueued_at, due_at = enqueued_at").await;
     let mut probes = 0;
-    broker
-        .driver
-        .enqueue_one(&broker.queue, job().with_delay(Duration::from_millis(1)))
-        .await
-        .unwrap();
+    broker.driver.enqueue_one(&broker.queue, job().with_delay(Duration::from_millis(1))).await.unwrap();
     while broker.depths().await[0] < 20_001 {
         probes += 1;
         assert!(probes < 100_000, "jobs that are due stay where they are");
@@ -318,12 +245,7 @@ async fn time_does_not_go_backwards() {
     broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
     hands.0.store(500_000, Ordering::Relaxed);
     let id = broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    let record = broker
-        .driver
-        .inspect(&broker.queue, id.id())
-        .await
-        .unwrap()
-        .unwrap();
+    let record = broker.driver.inspect(&broker.queue, id.id()).await.unwrap().unwrap();
     assert_eq!(record.enqueued_at.as_millis(), 1_000_000);
 }
 
@@ -333,14 +255,9 @@ async fn a_lease_that_ended_by_the_clock_is_over_before_anybody_else_has_the_job
     let broker = Broker::start_with(|config| config.clock = hands.clone()).await;
     broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
     let claimed = broker.claim(1).await;
-    hands
-        .0
-        .store(claimed[0].lease_until.as_millis(), Ordering::Relaxed);
+    hands.0.store(claimed[0].lease_until.as_millis(), Ordering::Relaxed);
     let succeed = Settle::Succeed { result: None };
-    let settled = broker
-        .driver
-        .settle_one(&broker.queue, &claimed[0].receipt, succeed)
-        .await;
+    let settled = broker.driver.settle_one(&broker.queue, &claimed[0].receipt, succeed).await;
     assert_eq!(settled.unwrap_err().kind, ErrorKind::StaleReceipt);
 }
 
@@ -352,19 +269,11 @@ async fn pages_of_pinned_jobs_are_found_by_index() {
     }
     for claimed in broker.claim(10).await {
         let succeed = Settle::Succeed { result: None };
-        broker
-            .driver
-            .settle_one(&broker.queue, &claimed.receipt, succeed)
-            .await
-            .unwrap();
+        broker.driver.settle_one(&broker.queue, &claimed.receipt, succeed).await.unwrap();
     }
     let (mut seen, mut after) = (0, None);
     loop {
-        let list = ListJobs {
-            state: JobState::Succeeded,
-            limit: 3,
-            after,
-        };
+        let list = ListJobs { state: JobState::Succeeded, limit: 3, after };
         let page = broker.driver.list(&broker.queue, list).await.unwrap();
         seen += page.jobs.len();
         after = page.next;
@@ -403,16 +312,10 @@ fn hot_statements_use_their_indexes() {
         ),
     ] {
         let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
-        let steps: Vec<String> = plan
-            .query_map((), |row| row.get(3))
-            .unwrap()
-            .collect::<rusqlite::Result<_>>()
-            .unwrap();
+        let steps: Vec<String> =
+            plan.query_map((), |row| row.get(3)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
         assert!(steps.contains(&index.to_owned()), "{statement}: {steps:?}");
-        assert!(
-            !steps.iter().any(|step| step.contains("TEMP B-TREE")),
-            "{statement}: {steps:?}"
-        );
+        assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{statement}: {steps:?}");
     }
 }
 
@@ -431,4 +334,89 @@ async fn callers_of_a_closed_broker_are_not_kept_waiting() {
     });
     assert_eq!(claimed.unwrap_err().kind, ErrorKind::Unavailable);
     assert!(broker.driver.wake().await.is_err());
+}
+
+#[tokio::test]
+async fn a_claim_that_is_dropped_with_its_answer_gives_the_job_back_at_once() {
+    let broker = Broker::start().await;
+    let waiting = || {
+        let claim = Claim {
+            max: 1,
+            wait: Duration::from_secs(60),
+            lease: Duration::from_secs(60),
+            worker: String::new(),
+        };
+        broker.driver.claim(&broker.queue, claim)
+    };
+    // Dropped while it waits, and dropped when its answer is there but not yet taken.
+    for answered in [false, true] {
+        let mut claim = waiting();
+        assert!(futures::poll!(&mut claim).is_pending());
+        broker.driver.probe().await.unwrap();
+        if answered {
+            broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
+            while broker.depths().await[2] == 0 {
+                tokio::task::yield_now().await;
+            }
+            drop(claim);
+        } else {
+            drop(claim);
+            broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
+        }
+        let claimed = tokio::time::timeout(Duration::from_secs(10), waiting()).await;
+        let claimed = claimed.unwrap().unwrap();
+        assert_eq!((claimed[0].attempt, claimed[0].delivery), (1, 1));
+    }
+}
+
+/// Where the child of the next test finds its database.
+const CHILD: &str = "LONGSHORE_TEST_CHILD_DB";
+
+#[tokio::test]
+#[ignore = "the other half of `what_was_acknowledged_survives_the_death_of_the_process`"]
+async fn child_that_is_killed() {
+    let Some(path) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let driver = Embedded::open(Config::new(path)).unwrap();
+    let queue: QueueName = "q".parse().unwrap();
+    loop {
+        let jobs = vec![job(); 3];
+        for answer in driver.enqueue(&queue, jobs).await.unwrap() {
+            println!("acknowledged {}", answer.unwrap().id());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_the_death_of_the_process() {
+    use std::io::BufRead;
+    let mut broker = Broker::start().await;
+    broker.driver.close().await;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["embedded::tests::child_that_is_killed", "--exact", "--ignored", "--nocapture"])
+        .env(CHILD, &broker.config.path)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let acknowledged: Vec<String> = lines
+        .by_ref()
+        .map_while(std::result::Result::ok)
+        .filter_map(|line| line.split("acknowledged ").nth(1).map(str::to_owned))
+        .take(500)
+        .collect();
+    assert_eq!(acknowledged.len(), 500);
+    child.kill().unwrap();
+    let rest = lines.map_while(std::result::Result::ok);
+    // The last line may have been cut.
+    let rest: Vec<_> =
+        rest.filter_map(|line| line.split("acknowledged ").nth(1).map(str::to_owned)).collect();
+    child.wait().unwrap();
+
+    broker.restart().await;
+    for id in acknowledged.iter().chain(rest.iter().rev().skip(1)) {
+        let id = crate::JobId::new(id.as_str()).unwrap();
+        assert!(broker.driver.inspect(&broker.queue, &id).await.unwrap().is_some(), "{id}");
+    }
 }

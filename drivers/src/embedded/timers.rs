@@ -85,8 +85,7 @@ impl Tx<'_> {
         self.db
             .prepare_cached("UPDATE jobs SET state = ?1 WHERE seq = ?2")?
             .execute(params![code(JobState::Ready), job.seq])?;
-        self.state
-            .moved(job.queue, Some(job.state), Some(JobState::Ready));
+        self.state.moved(job.queue, Some(job.state), Some(JobState::Ready));
         Ok(())
     }
 
@@ -103,12 +102,7 @@ impl Tx<'_> {
                 "DeliveriesLost",
                 format!("{lost} deliveries ended without a settle, the last one at worker {worker:?}"),
             );
-            return self.finish(
-                job,
-                job.attempts,
-                lost,
-                &End::Dead(DeadReason::Quarantined, &failure),
-            );
+            return self.finish(job, job.attempts, lost, &End::Dead(DeadReason::Quarantined, &failure));
         }
         let again = Job { lost, ..job.clone() };
         self.wait(&again, self.now.as_millis(), JobState::Retrying)
@@ -148,9 +142,7 @@ impl Tx<'_> {
         if free <= VACUUM_PAGES || free * 4 < all {
             return Ok(());
         }
-        let mut statement = self
-            .db
-            .prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+        let mut statement = self.db.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
         let mut rows = statement.query(())?;
         while rows.next()?.is_some() {}
         Ok(())

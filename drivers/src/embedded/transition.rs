@@ -84,13 +84,8 @@ impl End<'_> {
 
     fn outcome(&self) -> Outcome {
         match *self {
-            Self::Succeeded(result) => Outcome::Succeeded {
-                result: result.map(stored),
-            },
-            Self::Dead(reason, failure) => Outcome::Dead {
-                reason,
-                failure: failure.clone(),
-            },
+            Self::Succeeded(result) => Outcome::Succeeded { result: result.map(stored) },
+            Self::Dead(reason, failure) => Outcome::Dead { reason, failure: failure.clone() },
             Self::Cancelled => Outcome::Cancelled,
         }
     }
@@ -99,13 +94,9 @@ impl End<'_> {
 /// A result as outcomes carry it.
 pub(super) fn stored(result: &Payload) -> StoredResult {
     if result.len() <= Limits::INLINE_RESULT {
-        StoredResult::Inline {
-            payload: result.clone(),
-        }
+        StoredResult::Inline { payload: result.clone() }
     } else {
-        StoredResult::Stored {
-            bytes: result.len() as u64,
-        }
+        StoredResult::Stored { bytes: result.len() as u64 }
     }
 }
 
@@ -117,9 +108,7 @@ impl Tx<'_> {
 
     /// The settings and counts of a queue that was found before.
     pub(super) fn known(&self, id: QueueId) -> &Queue {
-        self.state
-            .queue(id)
-            .expect("queues are found by name before they are used")
+        self.state.queue(id).expect("queues are found by name before they are used")
     }
 
     /// The instant `delay` from now, rounded up: instants are cut to milliseconds, and nothing may be early.
@@ -139,11 +128,7 @@ impl Tx<'_> {
 
     pub(super) fn job_by_id(&self, queue: QueueId, id: &str) -> Sql<Option<Job>> {
         self.db
-            .prepare_cached(concat!(
-                "SELECT ",
-                job_columns!(),
-                " FROM jobs WHERE queue = ?1 AND id = ?2"
-            ))?
+            .prepare_cached(concat!("SELECT ", job_columns!(), " FROM jobs WHERE queue = ?1 AND id = ?2"))?
             .query_row(params![queue, id], Job::read)
             .optional()
     }
@@ -185,18 +170,13 @@ impl Tx<'_> {
             return self.announce(job, &end.outcome());
         }
         let retention = self.known(job.queue).retention(end.state());
-        self.state
-            .sweep_at(job.queue, self.now.after(retention).as_millis());
+        self.state.sweep_at(job.queue, self.now.after(retention).as_millis());
         Ok(())
     }
 
     /// The job waits again: at once when `due` has come, else as `later`.
     pub(super) fn wait(&mut self, job: &Job, due: i64, later: JobState) -> Sql<()> {
-        let state = if due <= self.now.as_millis() {
-            JobState::Ready
-        } else {
-            later
-        };
+        let state = if due <= self.now.as_millis() { JobState::Ready } else { later };
         self.db
             .prepare_cached(
                 "UPDATE jobs SET state = ?1, at = ?2, due_at = ?2, attempts = ?3, lost = ?4, token = NULL WHERE seq = ?5",
@@ -218,10 +198,7 @@ impl Tx<'_> {
             .optional()?;
         let (address, context) = whom.unwrap_or_default();
         let Ok(address) = Address::new(address.unwrap_or_default()) else {
-            tracing::warn!(
-                job = job.seq,
-                "the address of a completion can't be read; nobody is told"
-            );
+            tracing::warn!(job = job.seq, "the address of a completion can't be read; nobody is told");
             return self.unpin(job.seq);
         };
         let outcome = serde_json::to_string(outcome).expect("outcomes are plain data");

@@ -41,11 +41,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn claim(&mut self, queue: QueueId, request: Claim, deadline: Instant, reply: Reply) {
         self.note(deadline);
-        self.claims.entry(queue).or_default().push_back(Waiter {
-            request,
-            deadline,
-            reply,
-        });
+        self.claims.entry(queue).or_default().push_back(Waiter { request, deadline, reply });
     }
 
     pub(super) fn read(
@@ -56,11 +52,7 @@ impl Lines {
         reply: Reply,
     ) {
         self.note(deadline);
-        self.reads.entry(address).or_default().push_back(Waiter {
-            request,
-            deadline,
-            reply,
-        });
+        self.reads.entry(address).or_default().push_back(Waiter { request, deadline, reply });
     }
 
     pub(super) fn removal(&mut self, queue: QueueId, reply: Reply) {
@@ -78,10 +70,7 @@ impl Lines {
 
     /// When completions that somebody waits for can be handed out.
     pub(super) fn next_readable(&self, state: &State) -> Option<i64> {
-        self.reads
-            .keys()
-            .filter_map(|address| state.readable.get(address))
-            .min()
+        self.reads.keys().filter_map(|address| state.readable.get(address)).min()
     }
 
     /// Serves whom it can; whether it stopped although there was more to do.
@@ -102,15 +91,10 @@ impl Lines {
             return;
         }
         let over = expired(&mut self.claims, now);
-        answers.extend(
-            over.into_iter()
-                .map(|(_, reply)| (reply, Ok(Answer::Claimed(Vec::new())))),
-        );
+        answers.extend(over.into_iter().map(|(_, reply)| (reply, Ok(Answer::Claimed(Vec::new())))));
         for (address, reply) in expired(&mut self.reads, now) {
-            let page = CompletionPage {
-                completions: Vec::new(),
-                caught_up: state.completions(&address) == 0,
-            };
+            let page =
+                CompletionPage { completions: Vec::new(), caught_up: state.completions(&address) == 0 };
             answers.push((reply, Ok(Answer::Completions(page))));
         }
         let claims = self.claims.values().flatten().map(|waiter| waiter.deadline);
@@ -192,12 +176,7 @@ fn serve_reads(
             line.pop_front();
             continue;
         }
-        if tx
-            .state
-            .readable
-            .get(address)
-            .is_none_or(|at| at > tx.now.as_millis())
-        {
+        if tx.state.readable.get(address).is_none_or(|at| at > tx.now.as_millis()) {
             break;
         }
         let page = tx.read_completions(address, &waiter.request)?;

@@ -30,6 +30,9 @@ const GLANCE: Duration = Duration::from_millis(500);
 /// How long timers rest after they failed.
 const REST: Duration = Duration::from_millis(200);
 
+/// Failures are logged this often at most.
+const COMPLAIN: Duration = Duration::from_secs(1);
+
 /// What the thread shares with the callers.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -76,6 +79,8 @@ struct Writer {
     hints: broadcast::Sender<Wake>,
     /// Timers failed: until they work again they have a transaction of their own, and not before this.
     rest: Option<Instant>,
+    /// When a failure was logged last.
+    complained: Option<Instant>,
     /// There is more to do at once.
     busy: bool,
 }
@@ -113,6 +118,7 @@ impl Writer {
             intake,
             hints,
             rest: None,
+            complained: None,
             busy: true,
         })
     }
@@ -143,22 +149,13 @@ impl Writer {
             return now;
         }
         let clock = self.now().as_millis();
-        let timers = [
-            self.state.due.next(),
-            self.state.sweeps.next(),
-            self.lines.next_readable(&self.state),
-        ];
+        let timers = [self.state.due.next(), self.state.sweeps.next(), self.lines.next_readable(&self.state)];
         let timer = timers.into_iter().flatten().min().map(|at| {
             let millis = u64::try_from(at.saturating_sub(clock)).unwrap_or(0);
             now + Duration::from_millis(millis).min(GLANCE)
         });
         let waiter = self.lines.nearest();
-        timer
-            .into_iter()
-            .chain(waiter)
-            .chain([now + GLANCE])
-            .min()
-            .unwrap_or(now)
+        timer.into_iter().chain(waiter).chain([now + GLANCE]).min().unwrap_or(now)
     }
 
     /// The clock, which doesn't go backwards.
@@ -256,13 +253,7 @@ impl Writer {
         work: impl FnOnce(&mut Tx<'_>, &mut Lines, &str) -> Sql<T>,
     ) -> std::result::Result<T, Spoilt> {
         let now = self.now();
-        let Self {
-            db,
-            state,
-            lines,
-            backend_id,
-            ..
-        } = self;
+        let Self { db, state, lines, backend_id, .. } = self;
         let worked = catch_unwind(AssertUnwindSafe(|| {
             db.execute_batch("BEGIN IMMEDIATE")?;
             let mut tx = Tx { db, state, now };
@@ -282,7 +273,11 @@ impl Writer {
             Ok(Err(error)) => storage::error(&error),
             Err(panic) => panicked(panic.as_ref()),
         };
-        tracing::error!(error = %failure, "a transaction of the embedded broker was rolled back");
+        // A full disk would fill the log as well.
+        if self.complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
+            self.complained = Some(Instant::now());
+            tracing::error!(error = %failure, "a transaction of the embedded broker was rolled back");
+        }
         // Some failures have rolled back already; then there is nothing to do.
         if !db.is_autocommit()
             && let Err(error) = db.execute_batch("ROLLBACK")
@@ -381,8 +376,5 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("without a message");
-    Error::new(
-        ErrorKind::Fatal,
-        format!("the embedded broker panicked at a command and undid it: {message}"),
-    )
+    Error::new(ErrorKind::Fatal, format!("the embedded broker panicked at a command and undid it: {message}"))
 }

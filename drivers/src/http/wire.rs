@@ -64,10 +64,8 @@ pub(crate) enum Answer<T> {
 
 impl<T> From<Vec<Result<T>>> for Answers<T> {
     fn from(results: Vec<Result<T>>) -> Self {
-        let results = results
-            .into_iter()
-            .map(|result| result.map_or_else(Answer::Error, Answer::Ok))
-            .collect();
+        let results =
+            results.into_iter().map(|result| result.map_or_else(Answer::Error, Answer::Ok)).collect();
         Self { results }
     }
 }
@@ -115,15 +113,11 @@ mod tests {
             id: JobId::new("a").unwrap(),
             state: JobState::Succeeded,
             outcome: Some(Outcome::Succeeded {
-                result: Some(StoredResult::Inline {
-                    payload: Payload::json("{\"b\": 1e400}"),
-                }),
+                result: Some(StoredResult::Inline { payload: Payload::json("{\"b\": 1e400}") }),
             }),
         };
-        let sent: Vec<Result<Enqueued>> = vec![
-            Ok(duplicate.clone()),
-            Err(Error::new(ErrorKind::Conflict, "other payload")),
-        ];
+        let sent: Vec<Result<Enqueued>> =
+            vec![Ok(duplicate.clone()), Err(Error::new(ErrorKind::Conflict, "other payload"))];
         let text = serde_json::to_string(&Answers::from(sent)).unwrap();
         let back: Vec<Result<Enqueued>> = serde_json::from_str::<Answers<Enqueued>>(&text).unwrap().into();
         assert_eq!(back[0].as_ref().unwrap(), &duplicate);
@@ -140,9 +134,7 @@ mod tests {
 
     #[test]
     fn an_absent_result_and_an_empty_one_differ() {
-        let results = Results {
-            results: vec![None, Some(Payload::default()), Some(Payload::json("null"))],
-        };
+        let results = Results { results: vec![None, Some(Payload::default()), Some(Payload::json("null"))] };
         let text = serde_json::to_string(&results).unwrap();
         let back: Results = serde_json::from_str(&text).unwrap();
         assert_eq!(back.results, results.results);

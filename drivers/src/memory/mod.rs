@@ -84,9 +84,7 @@ impl Shared {
         let model = self.lock();
         let (now, next) = (model.now(), model.next_event());
         drop(model);
-        next.map_or(GLANCE, |next| {
-            next.since(now).max(Duration::from_millis(1)).min(GLANCE)
-        })
+        next.map_or(GLANCE, |next| next.since(now).max(Duration::from_millis(1)).min(GLANCE))
     }
 
     /// Asks until there is an answer or the time is over. Dropping it is harmless: it answers where it asks.
@@ -181,9 +179,7 @@ fn capabilities() -> Capabilities {
         fencing: true,
         atomic_settle: true,
         lease: Lease::Extendable,
-        delay: Some(Delay {
-            max: Limits::MAX_DELAY,
-        }),
+        delay: Some(Delay { max: Limits::MAX_DELAY }),
         pause: true,
         inspect: true,
         cancel: true,
@@ -214,10 +210,7 @@ impl Driver for Memory {
 
     async fn declare(&self, queue: &QueueName, declaration: Declaration) -> Result<Declared> {
         self.shared.call(|model| {
-            Ok(Declared {
-                created: model.declare(queue, declaration)?,
-                backend_id: self.backend_id.clone(),
-            })
+            Ok(Declared { created: model.declare(queue, declaration)?, backend_id: self.backend_id.clone() })
         })
     }
 
@@ -229,9 +222,7 @@ impl Driver for Memory {
     }
 
     async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
-        self.each(queue, jobs, |model, job| {
-            model.enqueue(queue, job, &self.capabilities.limits)
-        })
+        self.each(queue, jobs, |model, job| model.enqueue(queue, job, &self.capabilities.limits))
     }
 
     async fn claim(&self, queue: &QueueName, claim: Claim) -> Result<Vec<Claimed>> {
@@ -251,9 +242,7 @@ impl Driver for Memory {
         lease: Duration,
     ) -> Result<Vec<Result<Extension>>> {
         checks::lease(lease)?;
-        self.each(queue, receipts, |model, receipt| {
-            model.extend(queue, &receipt, lease)
-        })
+        self.each(queue, receipts, |model, receipt| model.extend(queue, &receipt, lease))
     }
 
     async fn settle(&self, queue: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
@@ -263,8 +252,7 @@ impl Driver for Memory {
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<QueueStats> {
-        self.shared
-            .call(|model| model.find(queue).map(model::Queue::stats))
+        self.shared.call(|model| model.find(queue).map(model::Queue::stats))
     }
 
     async fn wake(&self) -> Result<WakeStream> {

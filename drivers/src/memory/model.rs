@@ -85,11 +85,7 @@ impl Queue {
     /// The numbers of the jobs in `state` whose time is `until` or earlier.
     fn earliest(&self, state: JobState, until: i64, limit: usize) -> Vec<u64> {
         let range = (state, i64::MIN, 0)..=(state, until, u64::MAX);
-        self.order
-            .range(range)
-            .take(limit)
-            .map(|(_, _, number)| *number)
-            .collect()
+        self.order.range(range).take(limit).map(|(_, _, number)| *number).collect()
     }
 
     fn nearest(&self, state: JobState) -> Option<i64> {
@@ -141,9 +137,7 @@ impl Model {
         }
         for state in [JobState::Succeeded, JobState::Dead, JobState::Cancelled] {
             let retention = i64::try_from(self.known(name).retention(state).as_millis()).unwrap_or(i64::MAX);
-            let over = self
-                .known(name)
-                .earliest(state, now.saturating_sub(retention), usize::MAX);
+            let over = self.known(name).earliest(state, now.saturating_sub(retention), usize::MAX);
             for number in over {
                 self.known(name).remove(number);
             }
@@ -157,9 +151,7 @@ impl Model {
             .queues
             .values()
             .flat_map(|queue| states.into_iter().filter_map(|state| queue.nearest(state)));
-        jobs.chain(self.streams.next_lease_end(self.now))
-            .min()
-            .map(Timestamp::from_millis)
+        jobs.chain(self.streams.next_lease_end(self.now)).min().map(Timestamp::from_millis)
     }
 
     /// What subscribers should hear since the last call.
@@ -185,9 +177,7 @@ impl Model {
 
     /// A queue that was found before.
     fn known(&mut self, name: &QueueName) -> &mut Queue {
-        self.queues
-            .get_mut(name)
-            .expect("queues are found before they are used")
+        self.queues.get_mut(name).expect("queues are found before they are used")
     }
 
     /// Fails unless the queue was declared.
@@ -226,12 +216,8 @@ impl Model {
     }
 
     pub(super) fn delete_queue(&mut self, name: &QueueName) {
-        let numbers: Vec<_> = self
-            .queues
-            .get(name)
-            .into_iter()
-            .flat_map(|queue| queue.jobs.keys().copied())
-            .collect();
+        let numbers: Vec<_> =
+            self.queues.get(name).into_iter().flat_map(|queue| queue.jobs.keys().copied()).collect();
         for number in numbers {
             self.purge_one(name, number);
         }
@@ -249,8 +235,7 @@ impl Model {
 
     fn announce(&mut self, name: &QueueName, number: u64, job: &Job, outcome: Outcome) {
         if let Some(notify) = &job.new.notify {
-            self.streams
-                .add(notify, (name.clone(), number), &job.id, outcome, self.now);
+            self.streams.add(notify, (name.clone(), number), &job.id, outcome, self.now);
             self.hints.insert(Hint::Completions(notify.address.clone()));
         }
     }
@@ -267,11 +252,7 @@ impl Model {
                     format!("job {id} is known with another type or payload"),
                 ));
             }
-            return Ok(Enqueued::Duplicate {
-                id,
-                state: known.state,
-                outcome: known.outcome.clone(),
-            });
+            return Ok(Enqueued::Duplicate { id, state: known.state, outcome: known.outcome.clone() });
         }
         let waiting = [JobState::Ready, JobState::Scheduled, JobState::Retrying];
         let depth: u64 = waiting.into_iter().map(|state| queue.count(state)).sum();
@@ -325,11 +306,7 @@ impl Model {
         job.token = 0;
         match next {
             Next::Wait(due, later) => {
-                job.state = if due <= now.as_millis() {
-                    JobState::Ready
-                } else {
-                    later
-                };
+                job.state = if due <= now.as_millis() { JobState::Ready } else { later };
                 (job.at, job.due_at) = (due, Timestamp::from_millis(due));
             }
             Next::End(outcome) => {
@@ -338,11 +315,7 @@ impl Model {
                     Outcome::Dead { .. } => JobState::Dead,
                     Outcome::Cancelled | Outcome::Purged => JobState::Cancelled,
                 };
-                job.at = if job.new.notify.is_some() {
-                    PINNED
-                } else {
-                    now.as_millis()
-                };
+                job.at = if job.new.notify.is_some() { PINNED } else { now.as_millis() };
                 (job.finished_at, job.outcome, job.cancel_requested) = (Some(now), Some(outcome), false);
             }
         }
@@ -368,10 +341,7 @@ impl Model {
             .map(|number| {
                 let token = self.number();
                 let queue = self.known(name);
-                let job = queue
-                    .jobs
-                    .get_mut(&number)
-                    .expect("the order holds jobs that are there");
+                let job = queue.jobs.get_mut(&number).expect("the order holds jobs that are there");
                 let from = (job.state, job.at);
                 let ready_at = job.due_at;
                 (job.state, job.at, job.token) = (JobState::Active, lease_until.as_millis(), token);
@@ -392,11 +362,7 @@ impl Model {
                     last_failure: job.failure.clone(),
                     notify: job.new.notify.clone(),
                 };
-                queue.place(
-                    number,
-                    Some(from),
-                    Some((JobState::Active, lease_until.as_millis())),
-                );
+                queue.place(number, Some(from), Some((JobState::Active, lease_until.as_millis())));
                 claimed
             })
             .collect()
@@ -431,10 +397,7 @@ impl Model {
         job.at = lease_until.as_millis();
         let cancel_requested = job.cancel_requested;
         queue.place(number, Some(from), Some((from.0, lease_until.as_millis())));
-        Ok(Extension {
-            lease_until,
-            cancel_requested,
-        })
+        Ok(Extension { lease_until, cancel_requested })
     }
 
     pub(super) fn settle(
@@ -476,17 +439,12 @@ impl Model {
         match settle {
             Settle::Succeed { result } => {
                 job.result.clone_from(result);
-                Next::End(Outcome::Succeeded {
-                    result: result.as_ref().map(stored),
-                })
+                Next::End(Outcome::Succeeded { result: result.as_ref().map(stored) })
             }
             Settle::Bury { reason, failure } => {
                 let failure = Failure::new(failure.reason.as_str(), failure.message.as_str());
                 job.failure = Some(failure.clone());
-                Next::End(Outcome::Dead {
-                    reason: *reason,
-                    failure,
-                })
+                Next::End(Outcome::Dead { reason: *reason, failure })
             }
             Settle::Retry { failure, .. } => {
                 job.failure = Some(Failure::new(failure.reason.as_str(), failure.message.as_str()));
@@ -513,10 +471,7 @@ impl Model {
             );
             let failure = Failure::new("DeliveriesLost", message);
             job.failure = Some(failure.clone());
-            Next::End(Outcome::Dead {
-                reason: DeadReason::Quarantined,
-                failure,
-            })
+            Next::End(Outcome::Dead { reason: DeadReason::Quarantined, failure })
         } else {
             again(job, now, JobState::Retrying)
         };
@@ -617,9 +572,7 @@ impl Queue {
         let (at, number) = after;
         let range = (state, at, number.saturating_add(1))..=(state, i64::MAX, u64::MAX);
         let places = self.order.range(range).take(limit);
-        places
-            .map(|(_, at, number)| ((*at, *number), record(&self.jobs[number])))
-            .collect()
+        places.map(|(_, at, number)| ((*at, *number), record(&self.jobs[number]))).collect()
     }
 }
 
@@ -644,22 +597,14 @@ fn record(job: &Job) -> JobRecord {
 
 /// A job that would wait again ends instead if somebody asked for that.
 fn again(job: &Job, due: i64, later: JobState) -> Next {
-    if job.cancel_requested {
-        Next::End(Outcome::Cancelled)
-    } else {
-        Next::Wait(due, later)
-    }
+    if job.cancel_requested { Next::End(Outcome::Cancelled) } else { Next::Wait(due, later) }
 }
 
 fn stored(result: &Payload) -> StoredResult {
     if result.len() <= Limits::INLINE_RESULT {
-        StoredResult::Inline {
-            payload: result.clone(),
-        }
+        StoredResult::Inline { payload: result.clone() }
     } else {
-        StoredResult::Stored {
-            bytes: result.len() as u64,
-        }
+        StoredResult::Stored { bytes: result.len() as u64 }
     }
 }
 

@@ -37,15 +37,8 @@ impl Streams {
             delivery: 0,
         };
         *self.of_job.entry(job.clone()).or_default() += 1;
-        let kept = Kept {
-            completion,
-            job,
-            leased_until: Timestamp::default(),
-        };
-        self.by_address
-            .entry(notify.address.clone())
-            .or_default()
-            .insert(self.last, kept);
+        let kept = Kept { completion, job, leased_until: Timestamp::default() };
+        self.by_address.entry(notify.address.clone()).or_default().insert(self.last, kept);
     }
 
     pub(super) fn read(
@@ -55,16 +48,10 @@ impl Streams {
         now: Timestamp,
     ) -> CompletionPage {
         let Some(kept) = self.by_address.get_mut(address) else {
-            return CompletionPage {
-                completions: Vec::new(),
-                caught_up: true,
-            };
+            return CompletionPage { completions: Vec::new(), caught_up: true };
         };
         let max = (read.max as usize).min(Limits::BATCH);
-        let readable = kept
-            .values_mut()
-            .filter(|kept| kept.leased_until <= now)
-            .take(max);
+        let readable = kept.values_mut().filter(|kept| kept.leased_until <= now).take(max);
         let completions: Vec<_> = readable
             .map(|kept| {
                 kept.leased_until = now.after(read.lease);
@@ -73,10 +60,7 @@ impl Streams {
             })
             .collect();
         let caught_up = completions.len() == kept.len();
-        CompletionPage {
-            completions,
-            caught_up,
-        }
+        CompletionPage { completions, caught_up }
     }
 
     /// Forgets a completion; the job whose last one it was.
@@ -98,9 +82,6 @@ impl Streams {
     /// When the first completion that is leased now can be read again.
     pub(super) fn next_lease_end(&self, now: Timestamp) -> Option<i64> {
         let kept = self.by_address.values().flat_map(BTreeMap::values);
-        kept.map(|kept| kept.leased_until)
-            .filter(|until| *until > now)
-            .min()
-            .map(Timestamp::as_millis)
+        kept.map(|kept| kept.leased_until).filter(|until| *until > now).min().map(Timestamp::as_millis)
     }
 }

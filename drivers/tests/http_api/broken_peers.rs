@@ -102,58 +102,18 @@ const SILENT: [Case; 4] = [
 /// Answers that break off, are no JSON, or come from somebody else.
 const WRONG: [(&str, ErrorKind, ErrorKind); 13] = [
     ("SSH-2.0-hello\r\n", Ambiguous, Unavailable),
-    (
-        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
-        Ambiguous,
-        Unavailable,
-    ),
-    (
-        "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{\"results\":",
-        Ambiguous,
-        Unavailable,
-    ),
-    (
-        "HTTP/1.1 200 OK\r\ncontent-length: 999999999\r\n\r\n",
-        Ambiguous,
-        Unavailable,
-    ),
-    (
-        "HTTP/1.1 502 Bad\r\ncontent-length: 4\r\n\r\n<p/>",
-        Ambiguous,
-        Unavailable,
-    ),
-    (
-        "HTTP/1.1 504 Late\r\ncontent-length: 0\r\n\r\n",
-        Ambiguous,
-        Timeout,
-    ),
-    (
-        "HTTP/1.1 503 Off\r\ncontent-length: 0\r\n\r\n",
-        Unavailable,
-        Unavailable,
-    ),
-    (
-        "HTTP/1.1 302 There\r\ncontent-length: 0\r\n\r\n",
-        Ambiguous,
-        Unavailable,
-    ),
-    (
-        "HTTP/1.1 401 Who\r\ncontent-length: 0\r\n\r\n",
-        Unauthorized,
-        Unauthorized,
-    ),
+    ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", Ambiguous, Unavailable),
+    ("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{\"results\":", Ambiguous, Unavailable),
+    ("HTTP/1.1 200 OK\r\ncontent-length: 999999999\r\n\r\n", Ambiguous, Unavailable),
+    ("HTTP/1.1 502 Bad\r\ncontent-length: 4\r\n\r\n<p/>", Ambiguous, Unavailable),
+    ("HTTP/1.1 504 Late\r\ncontent-length: 0\r\n\r\n", Ambiguous, Timeout),
+    ("HTTP/1.1 503 Off\r\ncontent-length: 0\r\n\r\n", Unavailable, Unavailable),
+    ("HTTP/1.1 302 There\r\ncontent-length: 0\r\n\r\n", Ambiguous, Unavailable),
+    ("HTTP/1.1 401 Who\r\ncontent-length: 0\r\n\r\n", Unauthorized, Unauthorized),
     ("HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n", NotFound, NotFound),
-    (
-        "HTTP/1.1 409 No\r\ncontent-length: 21\r\n\r\n{\"kind\":\"Unknown-to\"}",
-        Conflict,
-        Conflict,
-    ),
+    ("HTTP/1.1 409 No\r\ncontent-length: 21\r\n\r\n{\"kind\":\"Unknown-to\"}", Conflict, Conflict),
     ("HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n", TooLarge, TooLarge),
-    (
-        "HTTP/1.1 400 No\r\ncontent-length: 15\r\n\r\n{\"kind\":\"Full\"}",
-        Full,
-        Full,
-    ),
+    ("HTTP/1.1 400 No\r\ncontent-length: 15\r\n\r\n{\"kind\":\"Full\"}", Full, Full),
 ];
 
 #[tokio::test]
@@ -167,10 +127,7 @@ async fn lost_answers_are_told_from_unsent_requests() {
 
 #[tokio::test]
 async fn answers_to_another_number_of_items_say_nothing() {
-    let peer = peer(Script::Say(
-        "HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{\"results\":[]}",
-    ))
-    .await;
+    let peer = peer(Script::Say("HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{\"results\":[]}")).await;
     let client = HttpDriver::new(impatient(peer.address));
     let lost = client.redrive(&queue(), vec![JobId::new("a").unwrap()]).await;
     assert_eq!(lost.unwrap_err().kind, Ambiguous);
@@ -178,15 +135,8 @@ async fn answers_to_another_number_of_items_say_nothing() {
 
 #[tokio::test]
 async fn nobody_there_is_unavailable() {
-    let address = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    assert_eq!(
-        kinds(address).await,
-        (ErrorKind::Unavailable, ErrorKind::Unavailable)
-    );
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    assert_eq!(kinds(address).await, (ErrorKind::Unavailable, ErrorKind::Unavailable));
     let config = HttpConfig::new("http://no-such-host.invalid:1", TokenSource::fixed("t")).unwrap();
     let error = HttpDriver::connect(config).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
@@ -216,9 +166,6 @@ async fn an_idle_connection_that_was_closed_is_replaced() {
     let client = HttpDriver::new(config(peer.address));
     for expected in 1..=20 {
         in_time(client.stats(&queue())).await.unwrap();
-        assert!(
-            peer.connections.load(Ordering::SeqCst) >= expected,
-            "each answer ends its connection"
-        );
+        assert!(peer.connections.load(Ordering::SeqCst) >= expected, "each answer ends its connection");
     }
 }

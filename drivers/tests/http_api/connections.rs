@@ -13,21 +13,10 @@ use tokio::{
 
 #[tokio::test]
 async fn a_head_that_never_ends_is_cut_off() {
-    let connections = ServeLimits {
-        head: Duration::from_millis(100),
-        ..ServeLimits::default()
-    };
-    let server = Setup {
-        connections,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let connections = ServeLimits { head: Duration::from_millis(100), ..ServeLimits::default() };
+    let server = Setup { connections, ..Setup::default() }.start().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream
-        .write_all(b"GET /healthz HTTP/1.1\r\nx-slow: ")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nx-slow: ").await.unwrap();
     let mut rest = Vec::new();
     in_time(stream.read_to_end(&mut rest)).await.unwrap();
     assert!(!rest.starts_with(b"HTTP/1.1 200"));
@@ -43,26 +32,13 @@ async fn a_head_may_not_be_huge() {
     drop(stream.write_all(text.as_bytes()).await);
     let mut rest = Vec::new();
     drop(in_time(stream.read_to_end(&mut rest)).await);
-    assert!(
-        !rest.starts_with(b"HTTP/1.1 200"),
-        "{}",
-        String::from_utf8_lossy(&rest)
-    );
+    assert!(!rest.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
 }
 
 #[tokio::test]
 async fn beyond_the_limit_only_health_is_answered() {
-    let connections = ServeLimits {
-        connections: 1,
-        overflow: 1,
-        ..ServeLimits::default()
-    };
-    let server = Setup {
-        connections,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let connections = ServeLimits { connections: 1, overflow: 1, ..ServeLimits::default() };
+    let server = Setup { connections, ..Setup::default() }.start().await;
     let head = format!("GET /v1/probe HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
     let mut usual = TcpStream::connect(server.address).await.unwrap();
     usual.write_all(head.as_bytes()).await.unwrap();
@@ -83,19 +59,10 @@ async fn beyond_the_limit_only_health_is_answered() {
 
 #[tokio::test]
 async fn a_stop_answers_long_polls_and_lets_requests_end() {
-    let server = Setup {
-        stub: Stub::closed_gate(),
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { stub: Stub::closed_gate(), ..Setup::default() }.start().await;
     let (client, name) = (server.client(), queue());
-    let claim = Claim {
-        max: 1,
-        wait: Duration::from_mins(1),
-        lease: Duration::from_secs(30),
-        worker: String::new(),
-    };
+    let claim =
+        Claim { max: 1, wait: Duration::from_mins(1), lease: Duration::from_secs(30), worker: String::new() };
     let (claimed, enqueued, ()) = tokio::join!(
         client.claim(&name, claim),
         client.enqueue(&name, vec![NewJob::new("a", Payload::default())]),
@@ -106,47 +73,27 @@ async fn a_stop_answers_long_polls_and_lets_requests_end() {
             };
             eventually("both are under way", busy).await;
             server.stop.cancel();
-            eventually("the claim ended", || {
-                server.stub.waiting.load(Ordering::SeqCst) == 0
-            })
-            .await;
+            eventually("the claim ended", || server.stub.waiting.load(Ordering::SeqCst) == 0).await;
             server.stub.gate.add_permits(1);
         }
     );
     assert!(claimed.unwrap().is_empty());
     assert!(enqueued.unwrap()[0].is_ok());
     in_time(server.serving).await.unwrap();
-    assert_eq!(
-        client.stats(&name).await.unwrap_err().kind,
-        ErrorKind::Unavailable
-    );
+    assert_eq!(client.stats(&name).await.unwrap_err().kind, ErrorKind::Unavailable);
 }
 
 #[tokio::test]
 async fn a_stop_does_not_wait_forever() {
-    let connections = ServeLimits {
-        drain: Duration::from_millis(50),
-        ..ServeLimits::default()
-    };
+    let connections = ServeLimits { drain: Duration::from_millis(50), ..ServeLimits::default() };
     let stub = Stub::closed_gate();
-    let server = Setup {
-        stub,
-        connections,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { stub, connections, ..Setup::default() }.start().await;
     let (client, name) = (server.client(), queue());
-    let (enqueued, ()) = tokio::join!(
-        client.enqueue(&name, vec![NewJob::new("a", Payload::default())]),
-        async {
-            eventually("it is under way", || {
-                server.stub.batches.lock().unwrap().len() == 1
-            })
-            .await;
+    let (enqueued, ()) =
+        tokio::join!(client.enqueue(&name, vec![NewJob::new("a", Payload::default())]), async {
+            eventually("it is under way", || server.stub.batches.lock().unwrap().len() == 1).await;
             server.stop.cancel();
-        }
-    );
+        });
     assert_eq!(enqueued.unwrap_err().kind, ErrorKind::Ambiguous);
     in_time(server.serving).await.unwrap();
 }

@@ -4,9 +4,7 @@ use longshore_drivers::http::server::{ROUTES, Verb};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-const METHODS: [&str; 8] = [
-    "get", "put", "post", "delete", "options", "head", "patch", "trace",
-];
+const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 
 fn description() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.yaml");
@@ -31,19 +29,15 @@ fn every_route_is_described_and_every_description_is_a_route() {
         Verb::Post => "post",
         Verb::Delete => "delete",
     };
-    let mut routes: BTreeSet<_> = ROUTES
-        .iter()
-        .map(|route| (method(route.verb).to_owned(), route.path.to_owned()))
-        .collect();
+    let mut routes: BTreeSet<_> =
+        ROUTES.iter().map(|route| (method(route.verb).to_owned(), route.path.to_owned())).collect();
     assert_eq!(routes.len(), ROUTES.len(), "a route stands twice");
     for health in ["/healthz", "/readyz"] {
         routes.insert(("get".to_owned(), health.to_owned()));
     }
     let description = description();
-    let described: BTreeSet<_> = operations(&description)
-        .into_iter()
-        .map(|(method, path, _)| (method, path))
-        .collect();
+    let described: BTreeSet<_> =
+        operations(&description).into_iter().map(|(method, path, _)| (method, path)).collect();
     assert_eq!(described, routes);
 }
 
@@ -64,9 +58,7 @@ fn every_reference_leads_somewhere() {
     walk(&description, &description);
     let mut names = BTreeSet::new();
     for (method, path, operation) in operations(&description) {
-        let name = operation["operationId"]
-            .as_str()
-            .unwrap_or_else(|| panic!("{method} {path}"));
+        let name = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}"));
         assert!(names.insert(name.to_owned()), "{name} stands twice");
     }
 }

@@ -21,10 +21,7 @@ async fn a_job_goes_in_and_out_as_plain_json() {
     let server = Server::start().await;
     let body = r#"{"jobs":[{"id":"a","type":"mail","payload":{"json":{"to": "x"}}}]}"#;
     let added = raw::send(server.address, "POST", JOBS, body).await;
-    assert_eq!(
-        (added.status, added.body.as_str()),
-        (200, r#"{"results":[{"ok":{"created":{"id":"a"}}}]}"#)
-    );
+    assert_eq!((added.status, added.body.as_str()), (200, r#"{"results":[{"ok":{"created":{"id":"a"}}}]}"#));
     let claimed = raw::send(server.address, "POST", CLAIM, r#"{"max":10,"leaseMs":1000}"#).await;
     assert_eq!(claimed.json()["jobs"][0]["payload"]["json"]["to"], "x");
     let again = raw::send(server.address, "POST", CLAIM, r#"{"max":10,"leaseMs":1000}"#).await;
@@ -48,62 +45,22 @@ async fn bad_requests_are_problems() {
         ("POST", JOBS, "{", 400, "Invalid"),
         ("POST", JOBS, "", 400, "Invalid"),
         ("POST", JOBS, r#"{"jobs":[],"more":1}"#, 400, "Invalid"),
-        (
-            "POST",
-            JOBS,
-            r#"{"jobs":[{"type":"a","id":"a b"}]}"#,
-            400,
-            "Invalid",
-        ),
+        ("POST", JOBS, r#"{"jobs":[{"type":"a","id":"a b"}]}"#, 400, "Invalid"),
         ("POST", CLAIM, r#"{"max":-1,"leaseMs":1}"#, 400, "Invalid"),
         ("GET", "/v1/queues/UPPER/stats", "", 400, "Invalid"),
         ("GET", "/v1/queues/%ff/stats", "", 400, "Invalid"),
         ("GET", &huge, "", 400, "Invalid"),
         ("GET", "/v1/queues/no.such.queue/stats", "", 404, "NotFound"),
-        (
-            "GET",
-            "/v1/queues/test.shop.emails/jobs?limit=1",
-            "",
-            400,
-            "Invalid",
-        ),
-        (
-            "GET",
-            "/v1/queues/test.shop.emails/jobs?state=dead&no=1",
-            "",
-            400,
-            "Invalid",
-        ),
-        (
-            "GET",
-            "/v1/queues/test.shop.emails/jobs/a%20b",
-            "",
-            400,
-            "Invalid",
-        ),
-        (
-            "POST",
-            "/v1/queues/test.shop.emails/cancel",
-            r#"{"ids":["a"]}"#,
-            501,
-            "Unsupported",
-        ),
-        (
-            "POST",
-            "/v1/completions/NO/acknowledge",
-            r#"{"receipts":[]}"#,
-            400,
-            "Invalid",
-        ),
+        ("GET", "/v1/queues/test.shop.emails/jobs?limit=1", "", 400, "Invalid"),
+        ("GET", "/v1/queues/test.shop.emails/jobs?state=dead&no=1", "", 400, "Invalid"),
+        ("GET", "/v1/queues/test.shop.emails/jobs/a%20b", "", 400, "Invalid"),
+        ("POST", "/v1/queues/test.shop.emails/cancel", r#"{"ids":["a"]}"#, 501, "Unsupported"),
+        ("POST", "/v1/completions/NO/acknowledge", r#"{"receipts":[]}"#, 400, "Invalid"),
         ("GET", "/v1/nothing", "", 404, "Unsupported"),
         ("PATCH", JOBS, "", 405, "Unsupported"),
     ] {
         let answer = raw::send(server.address, method, path, body).await;
-        assert_eq!(
-            (answer.status, answer.kind().as_str()),
-            (status, kind),
-            "{method} {path} {body}"
-        );
+        assert_eq!((answer.status, answer.kind().as_str()), (status, kind), "{method} {path} {body}");
     }
 }
 
@@ -115,16 +72,8 @@ async fn errors_of_the_driver_keep_their_kind_and_say_when_to_come_back() {
         (ErrorKind::Ambiguous, 502, false),
         (ErrorKind::Fatal, 500, false),
     ] {
-        let stub = Stub {
-            stats: Err(Error::new(kind, "because")),
-            ..Stub::default()
-        };
-        let server = Setup {
-            stub,
-            ..Setup::default()
-        }
-        .start()
-        .await;
+        let stub = Stub { stats: Err(Error::new(kind, "because")), ..Stub::default() };
+        let server = Setup { stub, ..Setup::default() }.start().await;
         let answer = raw::send(server.address, "GET", "/v1/queues/test.shop.emails/stats", "").await;
         assert_eq!((answer.status, answer.kind()), (status, kind.to_string()));
         assert_eq!(answer.head.contains("retry-after: 1"), later, "{kind}");
@@ -135,16 +84,8 @@ async fn errors_of_the_driver_keep_their_kind_and_say_when_to_come_back() {
 
 #[tokio::test]
 async fn batches_and_bodies_have_limits() {
-    let api = ApiLimits {
-        body: 100_000,
-        ..ApiLimits::default()
-    };
-    let server = Setup {
-        api,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let api = ApiLimits { body: 100_000, ..ApiLimits::default() };
+    let server = Setup { api, ..Setup::default() }.start().await;
     let ids = vec!["\"a\""; 1001].join(",");
     let answer = raw::send(
         server.address,
@@ -160,25 +101,13 @@ async fn batches_and_bodies_have_limits() {
 
 #[tokio::test]
 async fn a_crowd_of_bodies_is_sent_away() {
-    let api = ApiLimits {
-        bodies: 10_000,
-        ..ApiLimits::default()
-    };
+    let api = ApiLimits { bodies: 10_000, ..ApiLimits::default() };
     let stub = Stub::closed_gate();
-    let server = Setup {
-        stub,
-        api,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { stub, api, ..Setup::default() }.start().await;
     let body = |name: &str| format!("{{\"jobs\":[{{\"type\":\"{name}\"}}]}}{}", " ".repeat(6000));
     let first = body("first");
     let (first, second) = tokio::join!(raw::send(server.address, "POST", JOBS, &first), async {
-        eventually("the first is held", || {
-            !server.stub.batches.lock().unwrap().is_empty()
-        })
-        .await;
+        eventually("the first is held", || !server.stub.batches.lock().unwrap().is_empty()).await;
         let second = raw::send(server.address, "POST", JOBS, &body("second")).await;
         server.stub.gate.add_permits(1);
         second
@@ -197,10 +126,7 @@ async fn nothing_but_health_is_answered_without_a_token() {
         let answer = raw::send_as(server.address, "POST", JOBS, r#"{"jobs":[{"type":"a"}]}"#, token).await;
         assert_eq!(answer.status, 401);
         for path in ["/healthz", "/readyz"] {
-            assert_eq!(
-                raw::send_as(server.address, "GET", path, "", token).await.status,
-                200
-            );
+            assert_eq!(raw::send_as(server.address, "GET", path, "", token).await.status, 200);
         }
     }
     assert!(server.stub.batches.lock().unwrap().is_empty());
@@ -212,16 +138,9 @@ async fn tokens_rotate_under_running_clients() {
     let [servers, clients] = ["current", "client"].map(|name| directory.path().join(name));
     fs::write(&servers, TOKEN).unwrap();
     fs::write(&clients, TOKEN).unwrap();
-    let tokens = Tokens::load(vec![servers.clone()])
-        .unwrap()
-        .with_refresh(Duration::ZERO);
+    let tokens = Tokens::load(vec![servers.clone()]).unwrap().with_refresh(Duration::ZERO);
     let tokens = Some(tokens);
-    let server = Setup {
-        tokens,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { tokens, ..Setup::default() }.start().await;
     let mut config = super::config(server.address);
     config.token = longshore_drivers::http::client::TokenSource::file(&clients);
     let client = longshore_drivers::http::client::HttpDriver::new(config);
@@ -230,64 +149,34 @@ async fn tokens_rotate_under_running_clients() {
     assert_eq!(client.probe().await.unwrap_err().kind, ErrorKind::Unauthorized);
     fs::write(&clients, "another").unwrap();
     client.probe().await.unwrap();
-    client
-        .enqueue_one(&queue(), NewJob::new("a", Payload::default()))
-        .await
-        .unwrap();
+    client.enqueue_one(&queue(), NewJob::new("a", Payload::default())).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_ended() {
-    let api = ApiLimits {
-        call: Duration::from_millis(50),
-        ..ApiLimits::default()
-    };
+    let api = ApiLimits { call: Duration::from_millis(50), ..ApiLimits::default() };
     let stub = Stub::closed_gate();
-    let server = Setup {
-        stub,
-        api,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { stub, api, ..Setup::default() }.start().await;
     let answer = raw::send(server.address, "POST", JOBS, r#"{"jobs":[{"type":"a"}]}"#).await;
     assert_eq!((answer.status, answer.kind().as_str()), (502, "Ambiguous"));
 }
 
 fn claim(max: u32) -> Claim {
-    Claim {
-        max,
-        wait: Duration::ZERO,
-        lease: Duration::from_secs(30),
-        worker: "w".to_owned(),
-    }
+    Claim { max, wait: Duration::ZERO, lease: Duration::from_secs(30), worker: "w".to_owned() }
 }
 
 #[tokio::test]
 async fn claims_stay_within_the_size_of_a_response() {
-    let api = ApiLimits {
-        claimed: 64 * 1024,
-        ..ApiLimits::default()
-    };
+    let api = ApiLimits { claimed: 64 * 1024, ..ApiLimits::default() };
     let stub = Stub::with_limits(16 * 1024);
-    let server = Setup {
-        stub,
-        api,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { stub, api, ..Setup::default() }.start().await;
     let client = server.client();
     let add = async |bytes: usize| {
         let jobs = vec![NewJob::new("a", Payload::json("1".repeat(bytes))); 10];
         client.enqueue(&queue(), jobs).await.unwrap();
     };
     add(1).await;
-    assert_eq!(
-        client.claim(&queue(), claim(10)).await.unwrap().len(),
-        10,
-        "small ones fit"
-    );
+    assert_eq!(client.claim(&queue(), claim(10)).await.unwrap().len(), 10, "small ones fit");
     add(16 * 1024).await;
     assert_eq!(client.claim(&queue(), claim(10)).await.unwrap().len(), 4);
     assert_eq!(client.claim(&queue(), claim(3)).await.unwrap().len(), 3);
@@ -307,10 +196,7 @@ async fn a_claimer_that_goes_away_takes_no_job_with_it() {
         () = eventually("the claim waits", || waits(1)(&server.stub)) => {}
     }
     eventually("the server noticed", || waits(0)(&server.stub)).await;
-    client
-        .enqueue_one(&name, NewJob::new("a", Payload::default()))
-        .await
-        .unwrap();
+    client.enqueue_one(&name, NewJob::new("a", Payload::default())).await.unwrap();
     assert_eq!(client.claim(&name, claim(1)).await.unwrap().len(), 1);
 }
 
@@ -337,29 +223,11 @@ async fn a_sidecar_mounts_some_routes_under_its_own_names() {
     let app = api.router(&[Group::Producer, Group::Worker]);
     let serving = tokio::spawn(serve(listener, app, ServeLimits::default(), stop.clone()));
     let body = r#"{"jobs":[{"type":"a"}]}"#;
-    assert_eq!(
-        raw::send(address, "POST", "/v1/queues/emails/jobs", body)
-            .await
-            .status,
-        200
-    );
+    assert_eq!(raw::send(address, "POST", "/v1/queues/emails/jobs", body).await.status, 200);
     assert_eq!(stub.queues.lock().unwrap()[&queue()].len(), 1);
-    assert_eq!(
-        raw::send(address, "POST", "/v1/queues/others/jobs", body)
-            .await
-            .kind(),
-        "NotFound"
-    );
-    assert_eq!(
-        raw::send(address, "GET", "/v1/queues/emails/stats", "")
-            .await
-            .kind(),
-        "Unsupported"
-    );
-    assert_eq!(
-        raw::send(address, "GET", "/v1/probe", "").await.kind(),
-        "Unsupported"
-    );
+    assert_eq!(raw::send(address, "POST", "/v1/queues/others/jobs", body).await.kind(), "NotFound");
+    assert_eq!(raw::send(address, "GET", "/v1/queues/emails/stats", "").await.kind(), "Unsupported");
+    assert_eq!(raw::send(address, "GET", "/v1/probe", "").await.kind(), "Unsupported");
     stop.cancel();
     in_time(serving).await.unwrap();
 }

@@ -44,9 +44,7 @@ impl Default for Stub {
                 fencing: true,
                 atomic_settle: true,
                 lease: Lease::Extendable,
-                delay: Some(Delay {
-                    max: Limits::MAX_DELAY,
-                }),
+                delay: Some(Delay { max: Limits::MAX_DELAY }),
                 pause: true,
                 inspect: true,
                 cancel: true,
@@ -72,26 +70,17 @@ impl Default for Stub {
 impl Stub {
     pub(crate) fn with_limits(max_payload: usize) -> Self {
         let mut stub = Self::default();
-        stub.capabilities.limits = Limits {
-            max_payload,
-            max_result: max_payload,
-        };
+        stub.capabilities.limits = Limits { max_payload, max_result: max_payload };
         stub
     }
 
     pub(crate) fn closed_gate() -> Self {
-        Self {
-            gate: Semaphore::new(0),
-            ..Self::default()
-        }
+        Self { gate: Semaphore::new(0), ..Self::default() }
     }
 
     fn known<T>(&self, queue: &QueueName, with: impl FnOnce(&mut VecDeque<Claimed>) -> T) -> Result<T> {
         let mut queues = self.queues.lock().unwrap();
-        queues
-            .get_mut(queue)
-            .map(with)
-            .ok_or_else(|| Error::no_queue(queue))
+        queues.get_mut(queue).map(with).ok_or_else(|| Error::no_queue(queue))
     }
 }
 
@@ -200,10 +189,7 @@ impl Driver for Stub {
         receipts: Vec<Receipt>,
         _: Duration,
     ) -> Result<Vec<Result<Extension>>> {
-        Ok(receipts
-            .iter()
-            .map(|receipt| Err(Error::stale(receipt)))
-            .collect())
+        Ok(receipts.iter().map(|receipt| Err(Error::stale(receipt))).collect())
     }
 
     async fn settle(&self, _: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
@@ -230,10 +216,7 @@ impl Driver for Stub {
     }
 
     async fn completions(&self, _: &Address, _: ReadCompletions) -> Result<CompletionPage> {
-        Ok(CompletionPage {
-            completions: Vec::new(),
-            caught_up: true,
-        })
+        Ok(CompletionPage { completions: Vec::new(), caught_up: true })
     }
 
     async fn acknowledge(&self, _: &Address, _: Vec<CompletionReceipt>) -> Result<()> {
@@ -253,12 +236,7 @@ impl Driver for Stub {
         self.known(queue, |_| ())?;
         Ok(JobPage {
             jobs: Vec::new(),
-            next: Some(format!(
-                "{:?} {} {}",
-                list.state,
-                list.limit,
-                list.after.unwrap_or_default()
-            )),
+            next: Some(format!("{:?} {} {}", list.state, list.limit, list.after.unwrap_or_default())),
         })
     }
 

@@ -10,10 +10,7 @@ use std::time::Duration;
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 async fn enqueue(client: &HttpDriver) {
-    client
-        .enqueue_one(&queue(), NewJob::new("a", Payload::default()))
-        .await
-        .unwrap();
+    client.enqueue_one(&queue(), NewJob::new("a", Payload::default())).await.unwrap();
 }
 
 #[tokio::test]
@@ -28,16 +25,8 @@ async fn hints_come_through() {
 
 #[tokio::test]
 async fn a_subscriber_that_goes_away_is_noticed() {
-    let api = ApiLimits {
-        heartbeat: Duration::from_millis(10),
-        ..ApiLimits::default()
-    };
-    let server = Setup {
-        api,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let api = ApiLimits { heartbeat: Duration::from_millis(10), ..ApiLimits::default() };
+    let server = Setup { api, ..Setup::default() }.start().await;
     let hints = server.client().wake().await.unwrap();
     eventually("it is subscribed", || server.stub.wakes.receiver_count() == 1).await;
     drop(hints);
@@ -54,12 +43,7 @@ async fn a_subscription_survives_the_server() {
     assert_eq!(lost.kind, ErrorKind::Unavailable);
 
     let address = Some(address);
-    let server = Setup {
-        address,
-        ..Setup::default()
-    }
-    .start()
-    .await;
+    let server = Setup { address, ..Setup::default() }.start().await;
     let next = async {
         loop {
             if let Ok(hint) = hints.next().await.unwrap() {
@@ -92,10 +76,7 @@ async fn silence_is_a_loss() {
         raw::request(&mut stream).await.unwrap();
         let lines = "{\"wake\":\"heartbeat\"}\n{\"wake\":\"something-new\",\"x\":1}\n";
         let head = "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n";
-        stream
-            .write_all(format!("{head}{lines}").as_bytes())
-            .await
-            .unwrap();
+        stream.write_all(format!("{head}{lines}").as_bytes()).await.unwrap();
         stream
     });
     let client = HttpDriver::new(config);

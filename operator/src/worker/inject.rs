@@ -89,7 +89,7 @@ impl Injection<'_> {
             "image": self.image,
             "imagePullPolicy": self.settings.image_pull_policy,
             "restartPolicy": "Always",
-            "env": [{ "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }],
+            "env": [{ "name": "MIMALLOC_ALLOW_THP", "value": "0" }, { "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }],
             "ports": [{ "name": "lsh-admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
             "startupProbe": probe("/livez", 1, 60),
             "readinessProbe": probe("/readyz", 2, 3),

@@ -2,28 +2,14 @@ use super::*;
 use crate::fixture::{claimed, queue};
 use bytes::Bytes;
 
-const CALM: Moment = Moment {
-    dice: 0,
-    app_stops: false,
-};
+const CALM: Moment = Moment { dice: 0, app_stops: false };
 
 fn response(status: u16) -> Response {
-    Response {
-        status,
-        wanted: None,
-        retry_after: None,
-        error: None,
-        body: Body::Empty,
-    }
+    Response { status, wanted: None, retry_after: None, error: None, body: Body::Empty }
 }
 
 fn of(response: Response) -> Decision {
-    decide(
-        Answer::Response(response),
-        &claimed("job", 1),
-        &queue("emails"),
-        CALM,
-    )
+    decide(Answer::Response(response), &claimed("job", 1), &queue("emails"), CALM)
 }
 
 /// One word for what happens, so that the table below reads like the one in the design.
@@ -58,15 +44,10 @@ fn every_status_has_its_place_in_the_table() {
 #[test]
 fn the_outcome_header_wins_over_the_status() {
     for status in [200, 202, 302, 400, 404, 429, 500, 503] {
-        for (wanted, expected) in [
-            (Wanted::Retry, "retry"),
-            (Wanted::Release, "release"),
-            (Wanted::Dead, "bury"),
-        ] {
-            let decision = of(Response {
-                wanted: Some(wanted),
-                ..response(status)
-            });
+        for (wanted, expected) in
+            [(Wanted::Retry, "retry"), (Wanted::Release, "release"), (Wanted::Dead, "bury")]
+        {
+            let decision = of(Response { wanted: Some(wanted), ..response(status) });
             assert_eq!(word(&decision), expected, "{status} {wanted:?}");
             assert_eq!(decision.signal, Signal::Works);
         }
@@ -103,41 +84,22 @@ fn a_jobs_own_attempts_win_over_the_queues() {
 
 #[test]
 fn a_retry_waits_for_the_longer_of_policy_and_retry_after() {
-    for (attempt, wish, expected) in [
-        (1, None, 1),
-        (3, None, 4),
-        (1, Some(7), 7),
-        (3, Some(2), 4),
-        (1, Some(0), 1),
-    ] {
-        let answer = Response {
-            retry_after: wish.map(Duration::from_secs),
-            ..response(500)
-        };
-        let decision = decide(
-            Answer::Response(answer),
-            &claimed("job", attempt),
-            &queue("emails"),
-            CALM,
-        );
+    for (attempt, wish, expected) in
+        [(1, None, 1), (3, None, 4), (1, Some(7), 7), (3, Some(2), 4), (1, Some(0), 1)]
+    {
+        let answer = Response { retry_after: wish.map(Duration::from_secs), ..response(500) };
+        let decision = decide(Answer::Response(answer), &claimed("job", attempt), &queue("emails"), CALM);
         let Verdict::Settle(Settle::Retry { delay, .. }) = decision.verdict else {
             panic!("no retry");
         };
-        assert_eq!(
-            delay.as_secs(),
-            expected,
-            "attempt {attempt}, Retry-After {wish:?}"
-        );
+        assert_eq!(delay.as_secs(), expected, "attempt {attempt}, Retry-After {wish:?}");
     }
 }
 
 fn release_delay(status: u16, delivery: u32, retry_after: Option<u64>) -> u64 {
     let mut job = claimed("job", 1);
     job.delivery = delivery;
-    let answer = Response {
-        retry_after: retry_after.map(Duration::from_secs),
-        ..response(status)
-    };
+    let answer = Response { retry_after: retry_after.map(Duration::from_secs), ..response(status) };
     let decision = decide(Answer::Response(answer), &job, &queue("emails"), CALM);
     let Verdict::Settle(Settle::Release { delay }) = decision.verdict else {
         panic!("no release");
@@ -147,13 +109,9 @@ fn release_delay(status: u16, delivery: u32, retry_after: Option<u64>) -> u64 {
 
 #[test]
 fn releases_grow_with_each_release_up_to_a_minute() {
-    let throttled: Vec<_> = (1..=8)
-        .map(|delivery| release_delay(429, delivery, None))
-        .collect();
+    let throttled: Vec<_> = (1..=8).map(|delivery| release_delay(429, delivery, None)).collect();
     assert_eq!(throttled, [1, 2, 4, 8, 16, 32, 60, 60]);
-    let misrouted: Vec<_> = (1..=6)
-        .map(|delivery| release_delay(404, delivery, None))
-        .collect();
+    let misrouted: Vec<_> = (1..=6).map(|delivery| release_delay(404, delivery, None)).collect();
     assert_eq!(misrouted, [5, 10, 20, 40, 60, 60]);
     assert_eq!(release_delay(429, u32::MAX, None), 60);
 }
@@ -171,10 +129,7 @@ fn a_lost_connection_costs_an_attempt_unless_the_app_is_being_stopped() {
     let job = claimed("job", 1);
     let decision = decide(reset(), &job, &queue("emails"), CALM);
     assert_eq!(word(&decision), "retry");
-    let stopping = Moment {
-        app_stops: true,
-        ..CALM
-    };
+    let stopping = Moment { app_stops: true, ..CALM };
     let decision = decide(reset(), &job, &queue("emails"), stopping);
     assert_eq!(decision.verdict, Verdict::Settle(release(Duration::ZERO)));
 }
@@ -195,10 +150,7 @@ fn what_never_reached_the_app_costs_nothing() {
 #[test]
 fn a_body_is_the_result_and_an_empty_one_is_none() {
     let result = Payload::json(Bytes::from_static(b"{\"ok\":true}"));
-    assert_eq!(
-        succeed(Body::Result(result.clone())),
-        Settle::Succeed { result: Some(result) }
-    );
+    assert_eq!(succeed(Body::Result(result.clone())), Settle::Succeed { result: Some(result) });
     for empty in [Body::Empty, Body::Result(Payload::default())] {
         assert_eq!(succeed(empty), Settle::Succeed { result: None });
     }
@@ -206,25 +158,16 @@ fn a_body_is_the_result_and_an_empty_one_is_none() {
 
 #[test]
 fn a_result_that_is_too_large_is_permanent() {
-    let decision = of(Response {
-        body: Body::TooLarge(1024),
-        ..response(200)
-    });
+    let decision = of(Response { body: Body::TooLarge(1024), ..response(200) });
     let Verdict::Settle(Settle::Bury { reason, failure }) = decision.verdict else {
         panic!("no bury");
     };
-    assert_eq!(
-        (reason, failure.reason.as_str()),
-        (DeadReason::Rejected, "ResultTooLarge")
-    );
+    assert_eq!((reason, failure.reason.as_str()), (DeadReason::Rejected, "ResultTooLarge"));
 }
 
 #[test]
 fn the_apps_words_stand_in_the_failure() {
-    let decision = of(Response {
-        error: Some("no such tenant".into()),
-        ..response(422)
-    });
+    let decision = of(Response { error: Some("no such tenant".into()), ..response(422) });
     let Verdict::Settle(Settle::Bury { failure, .. }) = decision.verdict else {
         panic!("no bury");
     };

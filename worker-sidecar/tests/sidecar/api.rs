@@ -12,31 +12,15 @@ fn parsed(body: &str) -> Value {
 #[tokio::test]
 async fn a_job_is_enqueued_with_two_lines() {
     let pod = Pod::start(|_| {}).await;
-    let (status, body) = pod
-        .post(
-            "/v1/queues/emails/jobs/emails.send",
-            &[("job-id", "j1")],
-            b"{\"to\":1}",
-        )
-        .await;
+    let (status, body) =
+        pod.post("/v1/queues/emails/jobs/emails.send", &[("job-id", "j1")], b"{\"to\":1}").await;
     assert_eq!((status, parsed(&body)), (201, json!({"id": "j1"})));
-    let (status, body) = pod
-        .post(
-            "/v1/queues/emails/jobs/emails.send",
-            &[("job-id", "j1")],
-            b"{\"to\":1}",
-        )
-        .await;
-    assert_eq!(
-        (status, parsed(&body)),
-        (200, json!({"id": "j1", "duplicate": true}))
-    );
+    let (status, body) =
+        pod.post("/v1/queues/emails/jobs/emails.send", &[("job-id", "j1")], b"{\"to\":1}").await;
+    assert_eq!((status, parsed(&body)), (200, json!({"id": "j1", "duplicate": true})));
     pod.settled("j1").await;
     let seen = pod.app.seen().remove(0);
-    assert_eq!(
-        (seen.header("job-type"), &seen.body[..]),
-        ("emails.send", &b"{\"to\":1}"[..])
-    );
+    assert_eq!((seen.header("job-type"), &seen.body[..]), ("emails.send", &b"{\"to\":1}"[..]));
 }
 
 #[tokio::test]
@@ -72,30 +56,14 @@ async fn bad_requests_are_told_why() {
     let large = vec![b'x'; 1024 * 1024 + 1];
     for (path, headers, body, expected, kind) in [
         ("/v1/queues/unknown/jobs/x", vec![], &b"{}"[..], 404, "NotFound"),
-        (
-            "/v1/queues/emails/jobs/x",
-            vec![("job-id", "a b")],
-            b"{}",
-            400,
-            "Invalid",
-        ),
-        (
-            "/v1/queues/emails/jobs/x",
-            vec![("job-delay-ms", "soon")],
-            b"{}",
-            400,
-            "Invalid",
-        ),
+        ("/v1/queues/emails/jobs/x", vec![("job-id", "a b")], b"{}", 400, "Invalid"),
+        ("/v1/queues/emails/jobs/x", vec![("job-delay-ms", "soon")], b"{}", 400, "Invalid"),
         ("/v1/queues/emails/jobs/x", vec![], &large, 413, "TooLarge"),
         ("/v1/jobs/nobodys/complete", vec![], b"", 409, "StaleReceipt"),
         ("/v1/jobs/nobodys/fail", vec![], b"", 409, "StaleReceipt"),
     ] {
         let (status, answer) = pod.post(path, &headers, body).await;
-        assert_eq!(
-            (status, parsed(&answer)["kind"].as_str()),
-            (expected, Some(kind)),
-            "{path}"
-        );
+        assert_eq!((status, parsed(&answer)["kind"].as_str()), (expected, Some(kind)), "{path}");
     }
     let (status, _) = support::app::request(pod.api(), "POST", "/v1/queues/emails/jobs/x", &[], b"{}").await;
     assert_eq!(status, 401);
@@ -103,10 +71,7 @@ async fn bad_requests_are_told_why() {
 
 async fn detached(pod: &Pod) -> String {
     pod.enqueue("job-1", "status-202");
-    eventually("detached", || async {
-        !pod.app.seen().is_empty() && pod.app.running() == 0
-    })
-    .await;
+    eventually("detached", || async { !pod.app.seen().is_empty() && pod.app.running() == 0 }).await;
     assert!(pod.broker.settles("job-1").is_empty());
     pod.app.seen()[0].header("job-receipt").to_owned()
 }
@@ -116,9 +81,7 @@ async fn a_detached_job_is_completed_later() {
     let pod = Pod::start(|_| {}).await;
     let receipt = detached(&pod).await;
     let path = format!("/v1/jobs/{receipt}/complete");
-    let (status, _) = pod
-        .post(&path, &[("content-type", "application/json")], b"[1]")
-        .await;
+    let (status, _) = pod.post(&path, &[("content-type", "application/json")], b"[1]").await;
     assert_eq!(status, 204);
     let Settle::Succeed { result: Some(result) } = pod.settled("job-1").await else {
         panic!("no result");
@@ -132,13 +95,8 @@ async fn a_detached_job_is_completed_later() {
 async fn a_detached_job_fails_later() {
     let pod = Pod::start(|_| {}).await;
     let receipt = detached(&pod).await;
-    let (status, _) = pod
-        .post(
-            &format!("/v1/jobs/{receipt}/fail"),
-            &[("job-outcome", "dead")],
-            b"no such user",
-        )
-        .await;
+    let (status, _) =
+        pod.post(&format!("/v1/jobs/{receipt}/fail"), &[("job-outcome", "dead")], b"no such user").await;
     assert_eq!(status, 204);
     let Settle::Bury { failure, .. } = pod.settled("job-1").await else {
         panic!("not dead");
@@ -162,12 +120,7 @@ async fn a_job_may_be_completed_before_its_request_is_answered() {
     pod.enqueue("job-1", "wait");
     eventually("runs", || async { pod.app.running() == 1 }).await;
     let receipt = pod.app.seen()[0].header("job-receipt").to_owned();
-    assert_eq!(
-        pod.post(&format!("/v1/jobs/{receipt}/complete"), &[], b"")
-            .await
-            .0,
-        204
-    );
+    assert_eq!(pod.post(&format!("/v1/jobs/{receipt}/complete"), &[], b"").await.0, 204);
     pod.app.let_go(1);
     eventually("answered", || async { pod.app.running() == 0 }).await;
     assert_eq!(pod.app.hung_up(), 0);
@@ -198,17 +151,10 @@ async fn an_app_may_pull_its_jobs() {
 
     let settlements =
         json!({"settlements": [{"receipt": jobs[0]["receipt"], "settle": {"succeed": {}}}]}).to_string();
-    let (status, _) = pod
-        .post("/v1/queues/emails/settle", &[], settlements.as_bytes())
-        .await;
+    let (status, _) = pod.post("/v1/queues/emails/settle", &[], settlements.as_bytes()).await;
     assert_eq!(status, 200);
     let receipt = jobs[1]["receipt"].as_str().unwrap();
-    assert_eq!(
-        pod.post(&format!("/v1/jobs/{receipt}/complete"), &[], b"")
-            .await
-            .0,
-        204
-    );
+    assert_eq!(pod.post(&format!("/v1/jobs/{receipt}/complete"), &[], b"").await.0, 204);
     assert_eq!(claim(&pod, 0).await.1["jobs"].as_array().unwrap().len(), 1);
     assert!(pod.app.seen().is_empty(), "nothing is pushed");
 }
@@ -224,12 +170,7 @@ async fn pulled_jobs_are_released_at_the_end() {
     let sidecar = pod.sidecar.take().unwrap();
     sidecar.terminator().terminate().await;
     sidecar.finished().await.unwrap();
-    assert_eq!(
-        pod.broker.settles("job-1"),
-        [Settle::Release {
-            delay: Duration::ZERO
-        }]
-    );
+    assert_eq!(pod.broker.settles("job-1"), [Settle::Release { delay: Duration::ZERO }]);
 }
 
 #[tokio::test]

@@ -43,9 +43,7 @@ async fn a_new_job_in_any_of_many_queues_is_claimed_at_once_and_surplus_goes_bac
     for done in 1..=8 {
         pod.app.let_go(1);
         eventually("next", || async {
-            pod.broker
-                .settles_that(|settle| matches!(settle, Settle::Succeed { .. }))
-                == done
+            pod.broker.settles_that(|settle| matches!(settle, Settle::Succeed { .. })) == done
         })
         .await;
     }
@@ -72,16 +70,8 @@ async fn weights_share_what_is_free() {
         pod.app.let_go(1);
         eventually("one is done", || async { pod.app.seen().len() > done + 2 }).await;
     }
-    let emails = pod
-        .app
-        .seen()
-        .iter()
-        .filter(|seen| seen.header("job-queue") == "emails")
-        .count();
-    assert!(
-        (27..=35).contains(&emails),
-        "{emails} of 42 for a weight of 3 in 4"
-    );
+    let emails = pod.app.seen().iter().filter(|seen| seen.header("job-queue") == "emails").count();
+    assert!((27..=35).contains(&emails), "{emails} of 42 for a weight of 3 in 4");
 }
 
 #[tokio::test]
@@ -113,10 +103,7 @@ async fn a_suspended_queue_is_left_alone_and_goes_on_later() {
 async fn nothing_is_claimed_before_the_app_listens_and_after_it_died_until_it_is_back() {
     let pod = Pod::with(App::absent().await, |_| {}).await;
     pod.enqueue("job-1", "ok");
-    eventually("not ready", || async {
-        pod.status().await["hold"] == "appNotReady"
-    })
-    .await;
+    eventually("not ready", || async { pod.status().await["hold"] == "appNotReady" }).await;
     assert_eq!(pod.broker.claims(), 0);
     pod.app.up().await;
     assert_eq!(pod.settled("job-1").await, Settle::Succeed { result: None });
@@ -124,29 +111,13 @@ async fn nothing_is_claimed_before_the_app_listens_and_after_it_died_until_it_is
     pod.app.down();
     eventually("nobody listens", || async { !pod.app.listens().await }).await;
     pod.enqueue("job-2", "ok");
-    assert_eq!(
-        pod.settled("job-2").await,
-        Settle::Release {
-            delay: Duration::ZERO
-        }
-    );
-    eventually("not ready", || async {
-        pod.status().await["hold"] == "appNotReady"
-    })
-    .await;
+    assert_eq!(pod.settled("job-2").await, Settle::Release { delay: Duration::ZERO });
+    eventually("not ready", || async { pod.status().await["hold"] == "appNotReady" }).await;
     pod.app.up().await;
-    eventually("done", || async {
-        pod.broker
-            .settles("job-2")
-            .contains(&Settle::Succeed { result: None })
-    })
-    .await;
+    eventually("done", || async { pod.broker.settles("job-2").contains(&Settle::Succeed { result: None }) })
+        .await;
     let last = pod.app.seen().pop().unwrap();
-    assert_eq!(
-        last.header("job-attempt"),
-        "1",
-        "what never reached the app is no attempt"
-    );
+    assert_eq!(last.header("job-attempt"), "1", "what never reached the app is no attempt");
 }
 
 #[tokio::test]
@@ -164,17 +135,10 @@ async fn a_bad_policy_changes_nothing_and_is_shown() {
     let mut pod = Pod::start(|_| {}).await;
     std::fs::write(pod.policy_file(), b"{\"version\": 99}").unwrap();
     eventually("shown", || async {
-        pod.status().await["policy"]["error"]
-            .as_str()
-            .is_some_and(|text| text.contains("99"))
+        pod.status().await["policy"]["error"].as_str().is_some_and(|text| text.contains("99"))
     })
     .await;
-    assert!(
-        pod.admin("/metrics")
-            .await
-            .1
-            .contains("longshore_sidecar_policy_ok 0")
-    );
+    assert!(pod.admin("/metrics").await.1.contains("longshore_sidecar_policy_ok 0"));
     pod.enqueue("job-1", "ok");
     pod.settled("job-1").await;
     pod.change(|policy| policy.concurrency = 7);
@@ -187,15 +151,8 @@ async fn a_broker_that_comes_back_is_used_again() {
     let pod = Pod::start(|_| {}).await;
     eventually("asked", || async { pod.broker.claims() > 0 }).await;
     pod.broker.away(true);
-    eventually("shown", || async {
-        pod.status().await["brokers"][0]["reachable"] == false
-    })
-    .await;
-    assert_eq!(
-        pod.admin("/readyz").await.0,
-        200,
-        "a broker's outage restarts no pods"
-    );
+    eventually("shown", || async { pod.status().await["brokers"][0]["reachable"] == false }).await;
+    assert_eq!(pod.admin("/readyz").await.0, 200, "a broker's outage restarts no pods");
     pod.enqueue("job-1", "ok");
     pod.broker.away(false);
     pod.settled("job-1").await;

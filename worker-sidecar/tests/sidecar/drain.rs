@@ -21,10 +21,7 @@ async fn fire(pod: &Pod) {
 
 async fn finished(pod: &mut Pod) {
     let sidecar = pod.sidecar.take().unwrap();
-    timeout(support::DEADLINE, sidecar.finished())
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(support::DEADLINE, sidecar.finished()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -36,19 +33,12 @@ async fn a_pod_ends_in_order() {
     pod.enqueue("late", "ok");
     let hook = async { (pod.admin("/hooks/app-stop").await.0, pod.app.running()) };
     let job = async {
-        eventually("draining is shown", || async {
-            pod.status().await["draining"] == "draining"
-        })
-        .await;
+        eventually("draining is shown", || async { pod.status().await["draining"] == "draining" }).await;
         assert_eq!(pod.app.running(), 1, "the app works on");
         pod.app.let_go(1);
     };
     let ((status, still_running), ()) = futures::join!(hook, job);
-    assert_eq!(
-        (status, still_running),
-        (200, 0),
-        "the hook returns when nothing runs"
-    );
+    assert_eq!((status, still_running), (200, 0), "the hook returns when nothing runs");
     assert_eq!(pod.settled("job-1").await, Settle::Succeed { result: None });
     pod.app.down();
     pod.sidecar().terminator().terminate().await;
@@ -62,18 +52,10 @@ async fn a_connection_that_is_lost_while_the_app_stops_costs_no_attempt() {
     pod.enqueue("job-1", "hang");
     eventually("runs", || async { pod.app.running() == 1 }).await;
     fire(&pod).await;
-    eventually("time is up", || async {
-        pod.sidecar().stage() == Stage::AppMayStop
-    })
-    .await;
+    eventually("time is up", || async { pod.sidecar().stage() == Stage::AppMayStop }).await;
     assert!(pod.broker.settles("job-1").is_empty(), "the app still has it");
     pod.app.down();
-    assert_eq!(
-        pod.settled("job-1").await,
-        Settle::Release {
-            delay: Duration::ZERO
-        }
-    );
+    assert_eq!(pod.settled("job-1").await, Settle::Release { delay: Duration::ZERO });
     pod.sidecar().terminator().terminate().await;
     finished(&mut pod).await;
 }
@@ -84,10 +66,7 @@ async fn a_late_answer_settles() {
     pod.enqueue("job-1", "wait");
     eventually("runs", || async { pod.app.running() == 1 }).await;
     fire(&pod).await;
-    eventually("time is up", || async {
-        pod.sidecar().stage() == Stage::AppMayStop
-    })
-    .await;
+    eventually("time is up", || async { pod.sidecar().stage() == Stage::AppMayStop }).await;
     pod.app.let_go(1);
     assert_eq!(pod.settled("job-1").await, Settle::Succeed { result: None });
     pod.sidecar().terminator().terminate().await;
@@ -100,18 +79,10 @@ async fn what_does_not_finish_is_released_at_the_end() {
     pod.enqueue("job-1", "hang");
     eventually("runs", || async { pod.app.running() == 1 }).await;
     fire(&pod).await;
-    eventually("time is up", || async {
-        pod.sidecar().stage() == Stage::AppMayStop
-    })
-    .await;
+    eventually("time is up", || async { pod.sidecar().stage() == Stage::AppMayStop }).await;
     pod.sidecar().terminator().terminate().await;
     finished(&mut pod).await;
-    assert_eq!(
-        pod.broker.settles("job-1"),
-        [Settle::Release {
-            delay: Duration::ZERO
-        }]
-    );
+    assert_eq!(pod.broker.settles("job-1"), [Settle::Release { delay: Duration::ZERO }]);
 }
 
 #[tokio::test]
@@ -131,33 +102,20 @@ async fn the_second_signal_ends_it() {
     terminator.terminate().await;
     terminator.terminate().await;
     finished(&mut pod).await;
-    assert_eq!(
-        pod.broker.settles("job-1"),
-        [Settle::Release {
-            delay: Duration::ZERO
-        }]
-    );
+    assert_eq!(pod.broker.settles("job-1"), [Settle::Release { delay: Duration::ZERO }]);
 }
 
 #[tokio::test]
 async fn a_detached_job_of_an_app_that_is_gone_is_released_without_waiting() {
     let mut pod = Pod::start(|_| {}).await;
     pod.enqueue("job-1", "status-202");
-    eventually("detached", || async {
-        !pod.app.seen().is_empty() && pod.app.running() == 0
-    })
-    .await;
+    eventually("detached", || async { !pod.app.seen().is_empty() && pod.app.running() == 0 }).await;
     fire(&pod).await;
     pod.app.down();
     eventually("nobody listens", || async { !pod.app.listens().await }).await;
     pod.sidecar().terminator().terminate().await;
     finished(&mut pod).await;
-    assert_eq!(
-        pod.broker.settles("job-1"),
-        [Settle::Release {
-            delay: Duration::ZERO
-        }]
-    );
+    assert_eq!(pod.broker.settles("job-1"), [Settle::Release { delay: Duration::ZERO }]);
 }
 
 #[tokio::test]
@@ -169,10 +127,7 @@ async fn a_restart_of_the_app_is_no_end_of_the_pod() {
     assert_eq!(status, 200);
     assert!(began.elapsed() < Duration::from_secs(5));
     pod.app.down();
-    assert!(
-        matches!(pod.settled("job-1").await, Settle::Retry { .. }),
-        "the app died on it"
-    );
+    assert!(matches!(pod.settled("job-1").await, Settle::Retry { .. }), "the app died on it");
     pod.app.up().await;
     pod.enqueue("job-2", "ok");
     assert_eq!(pod.settled("job-2").await, Settle::Succeed { result: None });
@@ -195,12 +150,7 @@ async fn what_a_claim_brings_after_the_drain_began_goes_back_at_once() {
     .await;
     fire(&pod).await;
     pod.broker.hold_answers(false);
-    assert_eq!(
-        pod.settled("job-2").await,
-        Settle::Release {
-            delay: Duration::ZERO
-        }
-    );
+    assert_eq!(pod.settled("job-2").await, Settle::Release { delay: Duration::ZERO });
     pod.app.let_go(1);
     pod.sidecar().terminator().terminate().await;
     finished(&mut pod).await;
@@ -210,14 +160,8 @@ async fn what_a_claim_brings_after_the_drain_began_goes_back_at_once() {
 #[tokio::test]
 async fn only_the_pod_can_start_a_drain() {
     let pod = Pod::start(|_| {}).await;
-    let (status, _) = support::app::request(
-        pod.api(),
-        "POST",
-        "/v1/drain",
-        &[("authorization", "Bearer x")],
-        b"",
-    )
-    .await;
+    let (status, _) =
+        support::app::request(pod.api(), "POST", "/v1/drain", &[("authorization", "Bearer x")], b"").await;
     assert_eq!(status, 401);
     assert_eq!(pod.admin("/v1/drain").await.0, 404);
     assert_eq!(pod.sidecar().stage(), Stage::Running);

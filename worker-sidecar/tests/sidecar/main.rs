@@ -1,9 +1,5 @@
 //! The sidecar between a broker and an app that do as they are told.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "tests fail by panicking and have no public API"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking and have no public API")]
 
 mod api;
 mod claim;

@@ -24,47 +24,26 @@ fn retry(reason: &str, settle: Settle) -> Failure {
 #[tokio::test]
 async fn each_status_ends_as_the_table_says() {
     let pod = Pod::start(|policy| policy.concurrency = 8).await;
-    let statuses = [
-        200, 201, 204, 299, 302, 307, 400, 401, 403, 404, 405, 407, 408, 409, 410, 413, 422, 423, 425,
-    ];
-    for status in statuses
-        .into_iter()
-        .chain([429, 451, 500, 501, 502, 503, 504, 599])
-    {
+    let statuses =
+        [200, 201, 204, 299, 302, 307, 400, 401, 403, 404, 405, 407, 408, 409, 410, 413, 422, 423, 425];
+    for status in statuses.into_iter().chain([429, 451, 500, 501, 502, 503, 504, 599]) {
         let id = format!("job-{status}");
         pod.enqueue(&id, &format!("status-{status}"));
         let settle = pod.settled(&id).await;
         let fits = match status {
             200..=299 => settle == Settle::Succeed { result: None },
             408 | 409 | 423 | 425 | 500 | 502 | 504 | 599 => matches!(settle, Settle::Retry { .. }),
-            429 | 503 => {
-                settle
-                    == Settle::Release {
-                        delay: Duration::from_secs(1),
-                    }
-            }
+            429 | 503 => settle == Settle::Release { delay: Duration::from_secs(1) },
             302 | 307 | 404 | 405 | 501 | 401 | 403 | 407 => {
-                settle
-                    == Settle::Release {
-                        delay: Duration::from_secs(5),
-                    }
+                settle == Settle::Release { delay: Duration::from_secs(5) }
             }
-            _ => matches!(
-                &settle,
-                Settle::Bury {
-                    reason: DeadReason::Rejected,
-                    ..
-                }
-            ),
+            _ => matches!(&settle, Settle::Bury { reason: DeadReason::Rejected, .. }),
         };
         assert!(fits, "{status}: {settle:?}");
         assert_eq!(pod.broker.settles(&id).len(), 1);
     }
     let faults = &pod.status().await["faults"];
-    assert_eq!(
-        (&faults["routable"], &faults["authorized"]),
-        (&false.into(), &false.into())
-    );
+    assert_eq!((&faults["routable"], &faults["authorized"]), (&false.into(), &false.into()));
 }
 
 #[tokio::test]
@@ -72,20 +51,12 @@ async fn the_body_of_a_success_is_the_result() {
     let Settle::Succeed { result: Some(result) } = end_of("json").await else {
         panic!("no result");
     };
-    assert_eq!(
-        (result.content_type.as_str(), &result.bytes[..]),
-        ("application/json", &b"{\"sent\":3}"[..])
-    );
+    assert_eq!((result.content_type.as_str(), &result.bytes[..]), ("application/json", &b"{\"sent\":3}"[..]));
 }
 
 #[tokio::test]
 async fn headers_refine_the_status() {
-    assert_eq!(
-        end_of("busy").await,
-        Settle::Release {
-            delay: Duration::from_secs(3)
-        }
-    );
+    assert_eq!(end_of("busy").await, Settle::Release { delay: Duration::from_secs(3) });
     let Settle::Bury { failure, .. } = end_of("dead").await else {
         panic!("not dead");
     };
@@ -94,10 +65,7 @@ async fn headers_refine_the_status() {
 
 #[tokio::test]
 async fn a_text_tells_of_the_failure() {
-    assert_eq!(
-        retry("HandlerError", end_of("said").await).message,
-        "out of paper"
-    );
+    assert_eq!(retry("HandlerError", end_of("said").await).message, "out of paper");
 }
 
 #[tokio::test]
@@ -120,12 +88,7 @@ async fn interim_answers_are_no_answers() {
 async fn redirects_are_not_followed() {
     let pod = Pod::start(|_| {}).await;
     pod.enqueue("job-1", "redirect");
-    assert_eq!(
-        pod.settled("job-1").await,
-        Settle::Release {
-            delay: Duration::from_secs(5)
-        }
-    );
+    assert_eq!(pod.settled("job-1").await, Settle::Release { delay: Duration::from_secs(5) });
     assert_eq!(pod.app.seen().len(), 1);
 }
 
@@ -145,10 +108,7 @@ async fn an_answer_of_a_hundred_megabytes_is_not_read() {
         let Settle::Bury { reason, failure } = pod.settled("job-1").await else {
             panic!("{endless} was no end");
         };
-        assert_eq!(
-            (reason, failure.reason.as_str()),
-            (DeadReason::Rejected, "ResultTooLarge")
-        );
+        assert_eq!((reason, failure.reason.as_str()), (DeadReason::Rejected, "ResultTooLarge"));
         if endless == "huge" {
             eventually("hung up", || async { pod.app.hung_up() == 1 }).await;
         }
@@ -183,21 +143,9 @@ async fn the_app_gets_the_payload_and_all_about_it() {
 async fn attempts_end_in_the_dead_letters() {
     let pod = Pod::start(|policy| policy.queues[0].retry.initial = Duration::ZERO).await;
     pod.enqueue("job-1", "status-500");
-    eventually("three settles", || async {
-        pod.broker.settles("job-1").len() == 3
-    })
-    .await;
+    eventually("three settles", || async { pod.broker.settles("job-1").len() == 3 }).await;
     let last = pod.broker.settles("job-1").remove(2);
-    assert!(
-        matches!(
-            last,
-            Settle::Bury {
-                reason: DeadReason::Exhausted,
-                ..
-            }
-        ),
-        "{last:?}"
-    );
+    assert!(matches!(last, Settle::Bury { reason: DeadReason::Exhausted, .. }), "{last:?}");
 }
 
 #[tokio::test]

@@ -16,10 +16,7 @@ pub(super) async fn pause_hands_out_nothing(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     subject.enqueue(job()).await?;
     let running = subject.next().await?;
-    let paused = QueueSettings {
-        paused: true,
-        ..QueueSettings::default()
-    };
+    let paused = QueueSettings { paused: true, ..QueueSettings::default() };
     subject.declare(paused).await?;
     let id = subject.enqueue(job()).await?;
     let none = subject.claim_for(1, LEASE, Duration::from_millis(200)).await?;
@@ -52,48 +49,27 @@ pub(super) async fn cancel_waiting_job(fixture: Fixture) -> Verdict {
     for answer in answers {
         check_eq!(answer?, JobState::Cancelled, "the state of a cancelled job");
     }
-    check!(
-        subject.claim(10).await?.is_empty(),
-        "a cancelled job was handed out"
-    );
+    check!(subject.claim(10).await?.is_empty(), "a cancelled job was handed out");
     let again = subject.driver.cancel(&subject.queue, vec![ready]).await?.pop();
-    check!(
-        matches!(again, Some(Ok(JobState::Cancelled))),
-        "cancelling twice answered {again:?}"
-    );
+    check!(matches!(again, Some(Ok(JobState::Cancelled))), "cancelling twice answered {again:?}");
     Ok(())
 }
 
 pub(super) async fn cancel_running_job_is_told(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let retry = Settle::Retry {
-        delay: Duration::ZERO,
-        failure: Failure::default(),
-    };
+    let retry = Settle::Retry { delay: Duration::ZERO, failure: Failure::default() };
     let cases = [
         (Settle::Succeed { result: None }, JobState::Succeeded),
         (retry, JobState::Cancelled),
-        (
-            Settle::Release {
-                delay: Duration::ZERO,
-            },
-            JobState::Cancelled,
-        ),
+        (Settle::Release { delay: Duration::ZERO }, JobState::Cancelled),
     ];
     for (settle, expected) in cases {
         let id = subject.enqueue(job()).await?;
         let claimed = subject.next().await?;
         let extend = || subject.driver.extend_one(&subject.queue, &claimed.receipt, LEASE);
         check!(!extend().await?.cancel_requested, "nobody has asked yet");
-        let answer = subject
-            .driver
-            .cancel(&subject.queue, vec![id.clone()])
-            .await?
-            .pop();
-        check!(
-            matches!(answer, Some(Ok(JobState::Active))),
-            "cancelling answered {answer:?}"
-        );
+        let answer = subject.driver.cancel(&subject.queue, vec![id.clone()]).await?.pop();
+        check!(matches!(answer, Some(Ok(JobState::Active))), "cancelling answered {answer:?}");
         check!(extend().await?.cancel_requested, "the claimer is not told");
         subject.settle(&claimed, settle).await?;
         let states = subject.driver.cancel(&subject.queue, vec![id]).await?;
@@ -102,10 +78,7 @@ pub(super) async fn cancel_running_job_is_told(fixture: Fixture) -> Verdict {
             "the end is {states:?}, not {expected:?}"
         );
     }
-    check!(
-        subject.claim(10).await?.is_empty(),
-        "a cancelled job was handed out again"
-    );
+    check!(subject.claim(10).await?.is_empty(), "a cancelled job was handed out again");
     Ok(())
 }
 
@@ -126,10 +99,7 @@ pub(super) async fn purge_removes(fixture: Fixture) -> Verdict {
 }
 
 async fn bury(subject: &Subject, claimed: &crate::Claimed) -> Verdict {
-    let settle = Settle::Bury {
-        reason: DeadReason::Exhausted,
-        failure: Failure::new("HandlerError", "no"),
-    };
+    let settle = Settle::Bury { reason: DeadReason::Exhausted, failure: Failure::new("HandlerError", "no") };
     subject.settle(claimed, settle).await
 }
 
@@ -140,11 +110,7 @@ pub(super) async fn list_pages_through_all(fixture: Fixture) -> Verdict {
     let mut seen = Vec::new();
     let mut after = None;
     loop {
-        let list = ListJobs {
-            state: JobState::Ready,
-            limit: 10,
-            after,
-        };
+        let list = ListJobs { state: JobState::Ready, limit: 10, after };
         let page = subject.driver.list(&subject.queue, list).await?;
         check!(page.jobs.len() <= 10, "a page of {} jobs", page.jobs.len());
         seen.extend(page.jobs.into_iter().map(|job| job.id));
@@ -159,26 +125,11 @@ pub(super) async fn list_pages_through_all(fixture: Fixture) -> Verdict {
     for job in &claimed {
         bury(&subject, job).await?;
     }
-    let list = |state| ListJobs {
-        state,
-        limit: 100,
-        after: None,
-    };
-    for (state, count) in [
-        (JobState::Ready, 22),
-        (JobState::Dead, 3),
-        (JobState::Succeeded, 0),
-    ] {
+    let list = |state| ListJobs { state, limit: 100, after: None };
+    for (state, count) in [(JobState::Ready, 22), (JobState::Dead, 3), (JobState::Succeeded, 0)] {
         let page = subject.driver.list(&subject.queue, list(state)).await?;
-        check_eq!(
-            (page.jobs.len(), page.next),
-            (count, None),
-            "the jobs in {state:?}"
-        );
-        check!(
-            page.jobs.iter().all(|job| job.state == state),
-            "a job of another state is listed"
-        );
+        check_eq!((page.jobs.len(), page.next), (count, None), "the jobs in {state:?}");
+        check!(page.jobs.iter().all(|job| job.state == state), "a job of another state is listed");
     }
     Ok(())
 }
@@ -189,64 +140,27 @@ pub(super) async fn inspect_tells_state(fixture: Fixture) -> Verdict {
     let ready = look(&subject, &id).await?;
     check_eq!((ready.state, ready.attempts), (JobState::Ready, 0), "a new job");
     check_eq!(ready.payload_bytes, job().payload.len() as u64, "its payload");
-    check_eq!(
-        (ready.lease_until, ready.outcome.clone()),
-        (None, None),
-        "lease and outcome of a new job"
-    );
+    check_eq!((ready.lease_until, ready.outcome.clone()), (None, None), "lease and outcome of a new job");
     let claimed = subject.next().await?;
     let active = look(&subject, &id).await?;
     check_eq!(active.state, JobState::Active, "a claimed job");
-    check_eq!(
-        active.lease_until,
-        Some(claimed.lease_until),
-        "the lease of a claimed job"
-    );
-    check_eq!(
-        active.worker.as_deref(),
-        Some("conformance"),
-        "the worker of a claimed job"
-    );
-    let later = Settle::Retry {
-        delay: Duration::from_secs(60),
-        failure: Failure::new("Timeout", "slow"),
-    };
+    check_eq!(active.lease_until, Some(claimed.lease_until), "the lease of a claimed job");
+    check_eq!(active.worker.as_deref(), Some("conformance"), "the worker of a claimed job");
+    let later = Settle::Retry { delay: Duration::from_secs(60), failure: Failure::new("Timeout", "slow") };
     subject.settle(&claimed, later).await?;
     let retrying = look(&subject, &id).await?;
-    check_eq!(
-        (retrying.state, retrying.attempts),
-        (JobState::Retrying, 1),
-        "a retried job"
-    );
-    check_eq!(
-        retrying.last_failure,
-        Some(Failure::new("Timeout", "slow")),
-        "its failure"
-    );
-    check!(
-        retrying.due_at.since(retrying.enqueued_at) >= Duration::from_secs(60),
-        "its due time"
-    );
+    check_eq!((retrying.state, retrying.attempts), (JobState::Retrying, 1), "a retried job");
+    check_eq!(retrying.last_failure, Some(Failure::new("Timeout", "slow")), "its failure");
+    check!(retrying.due_at.since(retrying.enqueued_at) >= Duration::from_secs(60), "its due time");
     let other = subject.enqueue(job().with_delay(Duration::from_secs(60))).await?;
     check_eq!(subject.state(&other).await?, JobState::Scheduled, "a delayed job");
     let done = subject.enqueue(job()).await?;
     let claimed = subject.next().await?;
     subject.succeed(&claimed).await?;
     let record = look(&subject, &done).await?;
-    check_eq!(
-        record.outcome,
-        Some(Outcome::Succeeded { result: None }),
-        "the outcome of a done job"
-    );
-    check!(
-        record.finished_at.is_some() && record.lease_until.is_none(),
-        "the end of a done job"
-    );
-    check_eq!(
-        subject.record(&JobId::new("unknown")?).await?,
-        None,
-        "an unknown job"
-    );
+    check_eq!(record.outcome, Some(Outcome::Succeeded { result: None }), "the outcome of a done job");
+    check!(record.finished_at.is_some() && record.lease_until.is_none(), "the end of a done job");
+    check_eq!(subject.record(&JobId::new("unknown")?).await?, None, "an unknown job");
     Ok(())
 }
 
@@ -258,10 +172,7 @@ async fn look(subject: &Subject, id: &JobId) -> Result<crate::JobRecord, Failed>
 pub(super) async fn owner_mismatch_conflicts(fixture: Fixture) -> Verdict {
     let subject = fixture.undeclared("owned").await?;
     let declaration = |uid: &str, adopt| Declaration {
-        owner: Owner {
-            installation: "conformance".into(),
-            uid: uid.into(),
-        },
+        owner: Owner { installation: "conformance".into(), uid: uid.into() },
         settings: QueueSettings::default(),
         adopt,
     };
@@ -271,18 +182,11 @@ pub(super) async fn owner_mismatch_conflicts(fixture: Fixture) -> Verdict {
     let again = declare("one", false).await?;
     check!(!again.created, "a known queue was created again");
     check_eq!(again.backend_id, first.backend_id, "the id of the broker's data");
-    check_eq!(
-        subject.driver.probe().await?.backend_id,
-        first.backend_id,
-        "the id that the probe tells"
-    );
+    check_eq!(subject.driver.probe().await?.backend_id, first.backend_id, "the id that the probe tells");
     let id = subject.enqueue(job()).await?;
     let theft = declare("two", false).await;
     check!(is_kind(&theft, ErrorKind::Conflict), "another owner: {theft:?}");
-    check!(
-        !declare("two", true).await?.created,
-        "an adopted queue was created again"
-    );
+    check!(!declare("two", true).await?.created, "an adopted queue was created again");
     check_eq!(subject.next().await?.id, id, "the job in an adopted queue");
     let back = declare("one", false).await;
     check!(is_kind(&back, ErrorKind::Conflict), "the owner before: {back:?}");
@@ -296,20 +200,11 @@ pub(super) async fn stats_are_exact(fixture: Fixture) -> Verdict {
     subject.enqueue_all((0..6).map(numbered).collect()).await?;
     subject.enqueue(job().with_delay(minute)).await?;
     let stats = depths(&subject, [6, 1, 0, 0, 0]).await?;
-    check!(
-        stats.oldest_ready_at.is_some(),
-        "the oldest ready job is not told"
-    );
-    check!(
-        stats.next_due_at > stats.oldest_ready_at,
-        "the next due time is not told"
-    );
+    check!(stats.oldest_ready_at.is_some(), "the oldest ready job is not told");
+    check!(stats.next_due_at > stats.oldest_ready_at, "the next due time is not told");
     let claimed = subject.claim(4).await?;
     depths(&subject, [2, 1, 4, 0, 0]).await?;
-    let retry = |delay| Settle::Retry {
-        delay,
-        failure: Failure::default(),
-    };
+    let retry = |delay| Settle::Retry { delay, failure: Failure::default() };
     subject.settle(&claimed[0], retry(minute)).await?;
     subject.settle(&claimed[1], retry(Duration::ZERO)).await?;
     bury(&subject, &claimed[2]).await?;
@@ -326,18 +221,8 @@ pub(super) async fn stats_are_exact(fixture: Fixture) -> Verdict {
 
 async fn depths(subject: &Subject, expected: [u64; 5]) -> Result<QueueStats, Failed> {
     let stats = subject.stats().await?;
-    let found = [
-        stats.ready,
-        stats.scheduled,
-        stats.active,
-        stats.retrying,
-        stats.dead,
-    ];
-    check_eq!(
-        found,
-        expected.map(Some),
-        "ready, scheduled, active, retrying, dead"
-    );
+    let found = [stats.ready, stats.scheduled, stats.active, stats.retrying, stats.dead];
+    check_eq!(found, expected.map(Some), "ready, scheduled, active, retrying, dead");
     Ok(stats)
 }
 
@@ -355,27 +240,17 @@ pub(super) async fn wake_hints_new_work(fixture: Fixture) -> Verdict {
         };
         tokio::time::timeout(SOON, heard).await?
     };
-    let of_queue = || Wake::Queue {
-        queue: subject.queue.clone(),
-    };
-    subject
-        .enqueue(job().with_notify(fixture.notify("woken")?))
-        .await?;
+    let of_queue = || Wake::Queue { queue: subject.queue.clone() };
+    subject.enqueue(job().with_notify(fixture.notify("woken")?)).await?;
     hear(of_queue()).await?;
     let claimed = subject.next().await?;
     subject.succeed(&claimed).await?;
     let address = fixture.address("woken")?;
     hear(Wake::Completions { address }).await?;
     if subject.driver.capabilities().delay.is_some() {
-        subject
-            .enqueue(job().with_delay(Duration::from_millis(100)))
-            .await?;
+        subject.enqueue(job().with_delay(Duration::from_millis(100))).await?;
         hear(of_queue()).await?;
-        check_eq!(
-            subject.next().await?.attempt,
-            1,
-            "the attempt of the job that was hinted at"
-        );
+        check_eq!(subject.next().await?.attempt, 1, "the attempt of the job that was hinted at");
     }
     Ok(())
 }

@@ -11,10 +11,7 @@ use crate::{
 use std::time::Duration;
 
 pub(super) async fn completion_is_written_with_the_settle(fixture: Fixture) -> Verdict {
-    let settings = QueueSettings {
-        max_deliveries: 1,
-        ..QueueSettings::default()
-    };
+    let settings = QueueSettings { max_deliveries: 1, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     settled(&fixture, &subject).await?;
     lost(&fixture, &subject).await?;
@@ -35,42 +32,23 @@ async fn told(fixture: &Fixture, subject: &Subject, name: &str, id: &JobId, outc
     check_eq!(completion.job, *id, "the job of completion {name}");
     check_eq!(completion.queue, subject.queue, "the queue of completion {name}");
     check_eq!(completion.outcome, outcome, "the outcome of completion {name}");
-    check_eq!(
-        completion.context,
-        fixture.notify(name)?.context,
-        "the context of completion {name}"
-    );
+    check_eq!(completion.context, fixture.notify(name)?.context, "the context of completion {name}");
     check_eq!(completion.delivery, 1, "the delivery of completion {name}");
-    check!(
-        completion.settled_at.as_millis() > 0,
-        "completion {name} has no time"
-    );
-    subject
-        .driver
-        .acknowledge(&address, vec![completion.receipt])
-        .await?;
+    check!(completion.settled_at.as_millis() > 0, "completion {name} has no time");
+    subject.driver.acknowledge(&address, vec![completion.receipt]).await?;
     let page = subject.read(&address, 10).await?;
-    check!(
-        page.completions.is_empty() && page.caught_up,
-        "more than one completion {name}"
-    );
+    check!(page.completions.is_empty() && page.caught_up, "more than one completion {name}");
     Ok(())
 }
 
 async fn settled(fixture: &Fixture, subject: &Subject) -> Verdict {
     let small = Payload::json("{\"small\":true}");
-    let inline = StoredResult::Inline {
-        payload: small.clone(),
-    };
+    let inline = StoredResult::Inline { payload: small.clone() };
     let mut cases = vec![("succeeded", None, None), ("small", Some(small), Some(inline))];
     if subject.driver.capabilities().result_store {
         let size = Limits::INLINE_RESULT + 1;
         let large = Payload::json(vec![b'1'; size]);
-        cases.push((
-            "large",
-            Some(large),
-            Some(StoredResult::Stored { bytes: size as u64 }),
-        ));
+        cases.push(("large", Some(large), Some(StoredResult::Stored { bytes: size as u64 })));
     }
     for (name, result, stored) in cases {
         let id = expected(fixture, subject, name).await?;
@@ -81,10 +59,7 @@ async fn settled(fixture: &Fixture, subject: &Subject) -> Verdict {
     let id = expected(fixture, subject, "buried").await?;
     let claimed = subject.next().await?;
     let (reason, failure) = (DeadReason::Rejected, Failure::new("Rejected", "no"));
-    let bury = Settle::Bury {
-        reason,
-        failure: failure.clone(),
-    };
+    let bury = Settle::Bury { reason, failure: failure.clone() };
     subject.settle(&claimed, bury).await?;
     told(fixture, subject, "buried", &id, Outcome::Dead { reason, failure }).await
 }
@@ -95,13 +70,7 @@ async fn lost(fixture: &Fixture, subject: &Subject) -> Verdict {
     let completion = subject.next_completion(&fixture.address("lost")?).await?;
     check_eq!(completion.job, id, "the job that was lost");
     check!(
-        matches!(
-            completion.outcome,
-            Outcome::Dead {
-                reason: DeadReason::Quarantined,
-                ..
-            }
-        ),
+        matches!(completion.outcome, Outcome::Dead { reason: DeadReason::Quarantined, .. }),
         "the outcome of a job that was lost: {:?}",
         completion.outcome
     );
@@ -115,14 +84,7 @@ async fn cancelled(fixture: &Fixture, subject: &Subject) -> Verdict {
     let id = expected(fixture, subject, "stopped").await?;
     let claimed = subject.next().await?;
     subject.driver.cancel(&subject.queue, vec![id.clone()]).await?;
-    subject
-        .settle(
-            &claimed,
-            Settle::Release {
-                delay: Duration::ZERO,
-            },
-        )
-        .await?;
+    subject.settle(&claimed, Settle::Release { delay: Duration::ZERO }).await?;
     told(fixture, subject, "stopped", &id, Outcome::Cancelled).await
 }
 
@@ -149,92 +111,53 @@ pub(super) async fn completions_are_addressed(fixture: Fixture) -> Verdict {
     let ones = subject.read(&one, 10).await?;
     check_eq!(ones.completions.len(), 2, "completions of the first address");
     check!(
-        ones.completions
-            .iter()
-            .all(|completion| completion.context == "context of one"),
+        ones.completions.iter().all(|completion| completion.context == "context of one"),
         "a completion went astray: {ones:?}"
     );
     // What belongs to another address can't be acknowledged away.
-    let theirs = ones
-        .completions
-        .iter()
-        .map(|completion| completion.receipt.clone());
+    let theirs = ones.completions.iter().map(|completion| completion.receipt.clone());
     subject.driver.acknowledge(&other, theirs.collect()).await?;
     let others = subject.read(&other, 10).await?;
     check_eq!(others.completions.len(), 1, "completions of the other address");
     check!(others.caught_up, "the other address is not read to its end");
-    check!(
-        !subject.read(&one, 10).await?.caught_up,
-        "leased completions don't count as left"
-    );
+    check!(!subject.read(&one, 10).await?.caught_up, "leased completions don't count as left");
     Ok(())
 }
 
 pub(super) async fn completions_stay_until_acknowledged(fixture: Fixture) -> Verdict {
-    let settings = QueueSettings {
-        retain_completed: Duration::ZERO,
-        ..QueueSettings::default()
-    };
+    let settings = QueueSettings { retain_completed: Duration::ZERO, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     let address = fixture.address("kept")?;
-    let kept = subject
-        .enqueue(job().with_notify(fixture.notify("kept")?))
-        .await?;
+    let kept = subject.enqueue(job().with_notify(fixture.notify("kept")?)).await?;
     let plain = subject.enqueue(job()).await?;
     for _ in 0..2 {
         let claimed = subject.next().await?;
         subject.succeed(&claimed).await?;
     }
     gone(&subject, &plain).await?;
-    check_eq!(
-        subject.state(&kept).await?,
-        JobState::Succeeded,
-        "the job whose completion waits"
-    );
-    let read = ReadCompletions {
-        max: 10,
-        wait: Duration::ZERO,
-        lease: Duration::from_millis(200),
-    };
+    check_eq!(subject.state(&kept).await?, JobState::Succeeded, "the job whose completion waits");
+    let read = ReadCompletions { max: 10, wait: Duration::ZERO, lease: Duration::from_millis(200) };
     let first = subject.driver.completions(&address, read.clone()).await?;
     check_eq!(first.completions.len(), 1, "completions");
     let hidden = subject.driver.completions(&address, read).await?;
-    check!(
-        hidden.completions.is_empty(),
-        "a leased completion was handed out: {hidden:?}"
-    );
+    check!(hidden.completions.is_empty(), "a leased completion was handed out: {hidden:?}");
     let again = subject.next_completion(&address).await?;
-    check_eq!(
-        (&again.job, again.delivery),
-        (&kept, 2),
-        "the completion after its lease"
-    );
+    check_eq!((&again.job, again.delivery), (&kept, 2), "the completion after its lease");
     // The id still answers, so that an operator that lost the completion can ask.
     let answer =
         crate::DriverExt::enqueue_one(&*subject.driver, &subject.queue, job().with_id(kept.clone())).await?;
     check!(
-        matches!(
-            answer,
-            Enqueued::Duplicate {
-                state: JobState::Succeeded,
-                ..
-            }
-        ),
+        matches!(answer, Enqueued::Duplicate { state: JobState::Succeeded, .. }),
         "the id of a job whose completion waits: {answer:?}"
     );
-    subject
-        .driver
-        .acknowledge(&address, vec![again.receipt.clone()])
-        .await?;
+    subject.driver.acknowledge(&address, vec![again.receipt.clone()]).await?;
     subject.driver.acknowledge(&address, vec![again.receipt]).await?;
     gone(&subject, &kept).await
 }
 
 async fn gone(subject: &Subject, id: &JobId) -> Verdict {
-    eventually("a job whose retention is over is gone", || async {
-        Ok(subject.record(id).await?.is_none())
-    })
-    .await
+    eventually("a job whose retention is over is gone", || async { Ok(subject.record(id).await?.is_none()) })
+        .await
 }
 
 pub(super) async fn completions_in_settle_order(fixture: Fixture) -> Verdict {
@@ -278,10 +201,7 @@ pub(super) async fn retention_removes_finished_jobs(fixture: Fixture) -> Verdict
     let claimed = subject.claim(20).await?;
     let (dead, done) = claimed.split_at(5);
     for job in dead {
-        let bury = Settle::Bury {
-            reason: DeadReason::Exhausted,
-            failure: Failure::default(),
-        };
+        let bury = Settle::Bury { reason: DeadReason::Exhausted, failure: Failure::default() };
         subject.settle(job, bury).await?;
     }
     for job in done {
@@ -290,15 +210,8 @@ pub(super) async fn retention_removes_finished_jobs(fixture: Fixture) -> Verdict
     for job in done {
         gone(&subject, &job.id).await?;
     }
-    check_eq!(
-        subject.stats().await?.dead,
-        Some(5),
-        "dead jobs, which are kept longer"
-    );
-    let shorter = QueueSettings {
-        retain_dead: Duration::ZERO,
-        ..settings
-    };
+    check_eq!(subject.stats().await?.dead, Some(5), "dead jobs, which are kept longer");
+    let shorter = QueueSettings { retain_dead: Duration::ZERO, ..settings };
     subject.declare(shorter).await?;
     for job in dead {
         gone(&subject, &job.id).await?;

@@ -18,10 +18,7 @@ pub(super) async fn lease_expiry_returns_job_and_counts_a_delivery(fixture: Fixt
     subject.next_for(SHORT).await?;
     let again = other.next().await?;
     let took = since.elapsed();
-    check!(
-        took >= SHORT,
-        "a job came back after {took:?} of a lease of {SHORT:?}"
-    );
+    check!(took >= SHORT, "a job came back after {took:?} of a lease of {SHORT:?}");
     check_eq!((again.attempt, again.delivery), (1, 2), "attempt and delivery");
     let lost = subject.record(&id).await?.map(|record| record.lost_deliveries);
     check_eq!(lost, Some(1), "lost deliveries");
@@ -37,27 +34,14 @@ pub(super) async fn stale_receipt_is_refused(fixture: Fixture) -> Verdict {
     check_eq!(second.id, first.id, "the job of the second claim");
     let (driver, queue) = (&subject.driver, &subject.queue);
     for receipt in [&first.receipt, &Receipt("no receipt of anybody".into())] {
-        let settle = driver
-            .settle_one(queue, receipt, Settle::Succeed { result: None })
-            .await;
-        check!(
-            is_kind(&settle, ErrorKind::StaleReceipt),
-            "a stale settle: {settle:?}"
-        );
+        let settle = driver.settle_one(queue, receipt, Settle::Succeed { result: None }).await;
+        check!(is_kind(&settle, ErrorKind::StaleReceipt), "a stale settle: {settle:?}");
         let extend = driver.extend_one(queue, receipt, LEASE).await;
-        check!(
-            is_kind(&extend, ErrorKind::StaleReceipt),
-            "a stale extension: {extend:?}"
-        );
+        check!(is_kind(&extend, ErrorKind::StaleReceipt), "a stale extension: {extend:?}");
     }
     subject.succeed(&second).await?;
-    let twice = driver
-        .settle_one(queue, &second.receipt, Settle::Succeed { result: None })
-        .await;
-    check!(
-        is_kind(&twice, ErrorKind::StaleReceipt),
-        "a second settle: {twice:?}"
-    );
+    let twice = driver.settle_one(queue, &second.receipt, Settle::Succeed { result: None }).await;
+    check!(is_kind(&twice, ErrorKind::StaleReceipt), "a second settle: {twice:?}");
     Ok(())
 }
 
@@ -70,29 +54,17 @@ pub(super) async fn extend_keeps_the_job(fixture: Fixture) -> Verdict {
     let since = Instant::now();
     while since.elapsed() < lease * 2 {
         let before = claimed.lease_until;
-        let extension = subject
-            .driver
-            .extend_one(&subject.queue, &claimed.receipt, lease)
-            .await?;
-        check!(
-            extension.lease_until >= before,
-            "an extension made the lease shorter"
-        );
+        let extension = subject.driver.extend_one(&subject.queue, &claimed.receipt, lease).await?;
+        check!(extension.lease_until >= before, "an extension made the lease shorter");
         check!(!extension.cancel_requested, "nobody asked for a cancellation");
         let others = other.claim_for(1, LEASE, Duration::from_millis(150)).await?;
-        check!(
-            others.is_empty(),
-            "a job with an extended lease was handed out again"
-        );
+        check!(others.is_empty(), "a job with an extended lease was handed out again");
     }
     subject.succeed(&claimed).await
 }
 
 pub(super) async fn max_deliveries_quarantines(fixture: Fixture) -> Verdict {
-    let settings = QueueSettings {
-        max_deliveries: 2,
-        ..QueueSettings::default()
-    };
+    let settings = QueueSettings { max_deliveries: 2, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     let id = subject.enqueue(job()).await?;
     for _ in 0..2 {
@@ -102,18 +74,11 @@ pub(super) async fn max_deliveries_quarantines(fixture: Fixture) -> Verdict {
         Ok(subject.state(&id).await? == JobState::Dead)
     })
     .await?;
-    check!(
-        subject.claim(1).await?.is_empty(),
-        "a quarantined job was handed out"
-    );
+    check!(subject.claim(1).await?.is_empty(), "a quarantined job was handed out");
     let Some(record) = subject.record(&id).await? else {
         return Err(Failed("a quarantined job is not known".into()));
     };
-    check_eq!(
-        (record.attempts, record.lost_deliveries),
-        (0, 2),
-        "attempts and lost deliveries"
-    );
+    check_eq!((record.attempts, record.lost_deliveries), (0, 2), "attempts and lost deliveries");
     check!(
         matches!(&record.outcome, Some(Outcome::Dead { reason: DeadReason::Quarantined, failure }) if !failure.reason.is_empty()),
         "the outcome is {:?}",
@@ -123,22 +88,13 @@ pub(super) async fn max_deliveries_quarantines(fixture: Fixture) -> Verdict {
 }
 
 pub(super) async fn throttle_never_quarantines(fixture: Fixture) -> Verdict {
-    let settings = QueueSettings {
-        max_deliveries: 2,
-        ..QueueSettings::default()
-    };
+    let settings = QueueSettings { max_deliveries: 2, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     subject.enqueue(job()).await?;
     for delivery in 1..=6 {
         let claimed = subject.next().await?;
-        check_eq!(
-            (claimed.attempt, claimed.delivery),
-            (1, delivery),
-            "attempt and delivery"
-        );
-        let release = Settle::Release {
-            delay: Duration::from_millis(5),
-        };
+        check_eq!((claimed.attempt, claimed.delivery), (1, delivery), "attempt and delivery");
+        let release = Settle::Release { delay: Duration::from_millis(5) };
         subject.settle(&claimed, release).await?;
     }
     let last = subject.next().await?;

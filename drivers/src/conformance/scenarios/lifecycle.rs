@@ -16,14 +16,9 @@ pub(super) async fn dispatch_context_cancellation(fixture: Fixture) -> Verdict {
     let mut known = BTreeSet::new();
     for number in 0..60_u64 {
         let id = JobId::new(format!("dropped-{number}"))?;
-        let send = subject
-            .driver
-            .enqueue_one(&subject.queue, job().with_id(id.clone()));
+        let send = subject.driver.enqueue_one(&subject.queue, job().with_id(id.clone()));
         // From never polled to surely done.
-        if tokio::time::timeout(Duration::from_micros(number * 100), send)
-            .await
-            .is_ok()
-        {
+        if tokio::time::timeout(Duration::from_micros(number * 100), send).await.is_ok() {
             known.insert(id);
         }
     }
@@ -34,11 +29,7 @@ pub(super) async fn dispatch_context_cancellation(fixture: Fixture) -> Verdict {
             break;
         }
         for claimed in jobs {
-            check_eq!(
-                claimed.payload,
-                job().payload,
-                "the payload of a job whose enqueue was dropped"
-            );
+            check_eq!(claimed.payload, job().payload, "the payload of a job whose enqueue was dropped");
             subject.succeed(&claimed).await?;
             check!(found.insert(claimed.id), "a job was handed out twice");
         }
@@ -76,9 +67,7 @@ pub(super) async fn worker_restart_recovery(fixture: Fixture) -> Verdict {
     let done = before.enqueue(job().with_notify(fixture.notify("kept")?)).await?;
     let result = Payload::json("{\"kept\":true}");
     let claimed = before.next().await?;
-    let settle = Settle::Succeed {
-        result: Some(result.clone()),
-    };
+    let settle = Settle::Succeed { result: Some(result.clone()) };
     before.settle(&claimed, settle).await?;
     let interrupted = before.enqueue(numbered(1)).await?;
     let lost = before.next_for(Duration::from_secs(1)).await?;
@@ -89,49 +78,22 @@ pub(super) async fn worker_restart_recovery(fixture: Fixture) -> Verdict {
 
     fixture.restart().await?;
     let after = before.beside(&fixture).await?;
-    check_eq!(
-        after.driver.probe().await?.backend_id,
-        backend_id,
-        "the id of the data"
-    );
-    let answer = after
-        .driver
-        .enqueue_one(&after.queue, job().with_id(done.clone()))
-        .await?;
+    check_eq!(after.driver.probe().await?.backend_id, backend_id, "the id of the data");
+    let answer = after.driver.enqueue_one(&after.queue, job().with_id(done.clone())).await?;
     check!(
-        matches!(
-            answer,
-            Enqueued::Duplicate {
-                state: JobState::Succeeded,
-                ..
-            }
-        ),
+        matches!(answer, Enqueued::Duplicate { state: JobState::Succeeded, .. }),
         "a job that was done before the restart: {answer:?}"
     );
-    check_eq!(
-        after.next_completion(&address).await?.job,
-        done,
-        "the completion from before"
-    );
+    check_eq!(after.next_completion(&address).await?.job, done, "the completion from before");
     if after.driver.capabilities().result_store {
         let results = after.driver.results(&after.queue, vec![done]).await?;
         check_eq!(results, [Some(result)], "the result from before");
     }
     check_eq!(after.next().await?.id, waiting, "the job that waited");
     let again = after.next().await?;
-    check_eq!(
-        (&again.id, again.delivery),
-        (&interrupted, 2),
-        "the job whose claimer was lost"
-    );
-    let stale = after
-        .driver
-        .settle_one(&after.queue, &lost.receipt, Settle::Succeed { result: None })
-        .await;
-    check!(
-        is_kind(&stale, ErrorKind::StaleReceipt),
-        "a receipt from before: {stale:?}"
-    );
+    check_eq!((&again.id, again.delivery), (&interrupted, 2), "the job whose claimer was lost");
+    let stale = after.driver.settle_one(&after.queue, &lost.receipt, Settle::Succeed { result: None }).await;
+    check!(is_kind(&stale, ErrorKind::StaleReceipt), "a receipt from before: {stale:?}");
     // A claimer that lives on keeps what it holds.
     check_eq!(holding.id, held, "the job that is held");
     after.succeed(&holding).await
@@ -141,9 +103,7 @@ pub(super) async fn worker_restart_delay_recovery(fixture: Fixture) -> Verdict {
     let before = fixture.subject().await?;
     let delay = Duration::from_millis(1500);
     let since = Instant::now();
-    let short = before
-        .enqueue(job().with_delay(Duration::from_millis(10)))
-        .await?;
+    let short = before.enqueue(job().with_delay(Duration::from_millis(10))).await?;
     let id = before.enqueue(job().with_delay(delay)).await?;
     fixture.restart().await?;
     let after = before.beside(&fixture).await?;
@@ -167,15 +127,9 @@ pub(super) async fn shutdown_idempotent(fixture: Fixture) -> Verdict {
     })
     .await?;
     let enqueue = driver.enqueue_one(&subject.queue, job()).await;
-    check!(
-        is_kind(&enqueue, ErrorKind::Unavailable),
-        "an enqueue after the close: {enqueue:?}"
-    );
+    check!(is_kind(&enqueue, ErrorKind::Unavailable), "an enqueue after the close: {enqueue:?}");
     let stats = driver.stats(&subject.queue).await;
-    check!(
-        is_kind(&stats, ErrorKind::Unavailable),
-        "stats after the close: {stats:?}"
-    );
+    check!(is_kind(&stats, ErrorKind::Unavailable), "stats after the close: {stats:?}");
     let probe = driver.probe().await;
     check!(is_kind(&probe, ErrorKind::Unavailable), "a probe after the close");
     Ok(())

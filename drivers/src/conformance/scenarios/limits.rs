@@ -9,10 +9,7 @@ use crate::{DriverExt, Enqueued, ErrorKind, Failure, NewJob, Payload, QueueSetti
 use std::time::Duration;
 
 fn depth(max_depth: u64) -> QueueSettings {
-    QueueSettings {
-        max_depth,
-        ..QueueSettings::default()
-    }
+    QueueSettings { max_depth, ..QueueSettings::default() }
 }
 
 pub(super) async fn full_queue_refuses_producers_only(fixture: Fixture) -> Verdict {
@@ -23,48 +20,24 @@ pub(super) async fn full_queue_refuses_producers_only(fixture: Fixture) -> Verdi
     check!(is_kind(&full, ErrorKind::Full), "a third job: {full:?}");
     if driver.capabilities().id_memory != crate::IdMemory::None {
         let known = driver.enqueue_one(queue, job().with_id(ids[0].clone())).await?;
-        check!(
-            matches!(known, Enqueued::Duplicate { .. }),
-            "a known job: {known:?}"
-        );
+        check!(matches!(known, Enqueued::Duplicate { .. }), "a known job: {known:?}");
     }
-    driver
-        .enqueue_one(queue, job().with_notify(fixture.notify("workflow")?))
-        .await?;
+    driver.enqueue_one(queue, job().with_notify(fixture.notify("workflow")?)).await?;
     let claimed = subject.claim(1).await?;
-    subject.enqueue_all(vec![job()]).await.err();
-    let retry = Settle::Retry {
-        delay: Duration::ZERO,
-        failure: Failure::default(),
-    };
+    let retry = Settle::Retry { delay: Duration::ZERO, failure: Failure::default() };
     subject.settle(&claimed[0], retry).await?;
     let claimed = subject.claim(1).await?;
-    subject
-        .settle(
-            &claimed[0],
-            Settle::Release {
-                delay: Duration::ZERO,
-            },
-        )
-        .await?;
+    subject.settle(&claimed[0], Settle::Release { delay: Duration::ZERO }).await?;
     if driver.capabilities().inspect {
         let claimed = subject.claim(1).await?;
-        let bury = Settle::Bury {
-            reason: crate::DeadReason::Rejected,
-            failure: Failure::default(),
-        };
+        let bury = Settle::Bury { reason: crate::DeadReason::Rejected, failure: Failure::default() };
         subject.settle(&claimed[0], bury).await?;
-        driver
-            .enqueue_one(queue, job().with_notify(fixture.notify("workflow")?))
-            .await?;
+        driver.enqueue_one(queue, job().with_notify(fixture.notify("workflow")?)).await?;
         let redriven = driver.redrive(queue, vec![claimed[0].id.clone()]).await?;
         check!(redriven[0].is_ok(), "a redrive into a full queue: {redriven:?}");
     }
     let still = driver.enqueue_one(queue, job()).await;
-    check!(
-        is_kind(&still, ErrorKind::Full),
-        "a job into a queue that is over its depth: {still:?}"
-    );
+    check!(is_kind(&still, ErrorKind::Full), "a job into a queue that is over its depth: {still:?}");
     Ok(())
 }
 
@@ -73,26 +46,16 @@ pub(super) async fn payload_large(fixture: Fixture) -> Verdict {
     let limit = subject.driver.capabilities().limits.max_payload;
     let sized = |size: usize| {
         let bytes: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap_or(0)).collect();
-        let payload = Payload {
-            content_type: "application/octet-stream".into(),
-            bytes: bytes.into(),
-        };
+        let payload = Payload { content_type: "application/octet-stream".into(), bytes: bytes.into() };
         NewJob::new("large", payload)
     };
     let jobs = vec![sized(limit - 1), sized(limit + 1), sized(limit), sized(0)];
     let answers = subject.driver.enqueue(&subject.queue, jobs.clone()).await?;
-    check!(
-        is_kind(&answers[1], ErrorKind::TooLarge),
-        "over the limit: {:?}",
-        answers[1]
-    );
+    check!(is_kind(&answers[1], ErrorKind::TooLarge), "over the limit: {:?}", answers[1]);
     for index in [0, 2, 3] {
         check!(answers[index].is_ok(), "within the limit: {:?}", answers[index]);
         let claimed = subject.next().await?;
-        check!(
-            claimed.payload == jobs[index].payload,
-            "payload {index} did not arrive unchanged"
-        );
+        check!(claimed.payload == jobs[index].payload, "payload {index} did not arrive unchanged");
         subject.succeed(&claimed).await?;
     }
     Ok(())
@@ -100,23 +63,14 @@ pub(super) async fn payload_large(fixture: Fixture) -> Verdict {
 
 pub(super) async fn backpressure_saturation(fixture: Fixture) -> Verdict {
     let subject = fixture.subject_with(depth(20)).await?;
-    let answers = subject
-        .driver
-        .enqueue(&subject.queue, (0..50).map(numbered).collect())
-        .await?;
+    let answers = subject.driver.enqueue(&subject.queue, (0..50).map(numbered).collect()).await?;
     let (taken, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.is_ok());
     check_eq!((taken.len(), refused.len()), (20, 30), "jobs taken and refused");
-    check!(
-        refused.iter().all(|answer| is_kind(answer, ErrorKind::Full)),
-        "refused jobs: {refused:?}"
-    );
+    check!(refused.iter().all(|answer| is_kind(answer, ErrorKind::Full)), "refused jobs: {refused:?}");
     for claimed in subject.claim(5).await? {
         subject.succeed(&claimed).await?;
     }
-    let answers = subject
-        .driver
-        .enqueue(&subject.queue, (50..60).map(numbered).collect())
-        .await?;
+    let answers = subject.driver.enqueue(&subject.queue, (50..60).map(numbered).collect()).await?;
     let taken = answers.iter().filter(|answer| answer.is_ok()).count();
     check_eq!(taken, 5, "jobs taken after five were done");
     check_eq!(subject.claim(100).await?.len(), 20, "jobs in the queue");

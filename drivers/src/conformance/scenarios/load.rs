@@ -45,15 +45,10 @@ pub(super) async fn dispatch_burst(fixture: Fixture) -> Verdict {
 }
 
 async fn settle_all(subject: &Subject, jobs: Vec<Claimed>) -> Verdict {
-    let settlements = jobs.into_iter().map(|job| Settlement {
-        receipt: job.receipt,
-        settle: Settle::Succeed { result: None },
-    });
-    for answer in subject
-        .driver
-        .settle(&subject.queue, settlements.collect())
-        .await?
-    {
+    let settlements = jobs
+        .into_iter()
+        .map(|job| Settlement { receipt: job.receipt, settle: Settle::Succeed { result: None } });
+    for answer in subject.driver.settle(&subject.queue, settlements.collect()).await? {
         answer?;
     }
     Ok(())
@@ -63,9 +58,7 @@ pub(super) async fn multi_worker_contention(fixture: Fixture) -> Verdict {
     const JOBS: usize = 2000;
     let subject = fixture.subject().await?;
     for first in (0..JOBS).step_by(500) {
-        subject
-            .enqueue_all((first..first + 500).map(numbered).collect())
-            .await?;
+        subject.enqueue_all((first..first + 500).map(numbered).collect()).await?;
     }
     let since = Instant::now();
     let workers = (0..8).map(|_| {
@@ -106,9 +99,7 @@ pub(super) async fn soak_mixed_load(fixture: Fixture) -> Verdict {
         for first in (0..JOBS).step_by(20) {
             let jobs = (first..first + 20).map(|index| {
                 let delay = if index % 5 == 0 { index % 40 } else { 0 };
-                numbered(index)
-                    .with_delay(Duration::from_millis(delay as u64))
-                    .with_notify(notify.clone())
+                numbered(index).with_delay(Duration::from_millis(delay as u64)).with_notify(notify.clone())
             });
             subject.enqueue_all(jobs.collect()).await?;
         }
@@ -132,21 +123,13 @@ pub(super) async fn soak_mixed_load(fixture: Fixture) -> Verdict {
 async fn work(subject: &Subject, worker: u64, settled: &AtomicUsize, jobs: usize) -> Verdict {
     let mut roll = worker;
     while settled.load(Ordering::Relaxed) < jobs {
-        for job in subject
-            .claim_for(5, Duration::from_millis(1500), Duration::from_millis(50))
-            .await?
-        {
+        for job in subject.claim_for(5, Duration::from_millis(1500), Duration::from_millis(50)).await? {
             roll += 7;
             let last = job.attempt >= 3;
             let (settle, ends) = match dice(roll) % 10 {
                 0 if job.delivery < 3 => continue,
                 1 | 2 if !last => (retry(), false),
-                3 if job.delivery < 5 => (
-                    Settle::Release {
-                        delay: Duration::from_millis(3),
-                    },
-                    false,
-                ),
+                3 if job.delivery < 5 => (Settle::Release { delay: Duration::from_millis(3) }, false),
                 4 => (bury(), true),
                 _ => (Settle::Succeed { result: None }, true),
             };
@@ -165,17 +148,11 @@ async fn work(subject: &Subject, worker: u64, settled: &AtomicUsize, jobs: usize
 }
 
 fn retry() -> Settle {
-    Settle::Retry {
-        delay: Duration::from_millis(10),
-        failure: Failure::new("HandlerError", "again"),
-    }
+    Settle::Retry { delay: Duration::from_millis(10), failure: Failure::new("HandlerError", "again") }
 }
 
 fn bury() -> Settle {
-    Settle::Bury {
-        reason: DeadReason::Rejected,
-        failure: Failure::new("Rejected", "no"),
-    }
+    Settle::Bury { reason: DeadReason::Rejected, failure: Failure::new("Rejected", "no") }
 }
 
 /// Reads and acknowledges until each job was heard of once.
@@ -192,11 +169,7 @@ async fn listen(subject: &Subject, address: &crate::Address, jobs: usize) -> Res
         let mut receipts = Vec::new();
         for completion in page.completions {
             receipts.push(completion.receipt);
-            check!(
-                heard.insert(completion.job.clone()),
-                "job {} ended twice",
-                completion.job
-            );
+            check!(heard.insert(completion.job.clone()), "job {} ended twice", completion.job);
         }
         subject.driver.acknowledge(address, receipts).await?;
     }

@@ -8,10 +8,7 @@ pub(in crate::conformance) async fn delay(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let delayed = job().with_delay(Duration::from_secs(1));
     let answer = subject.driver.enqueue_one(&subject.queue, delayed).await;
-    check!(
-        is_kind(&answer, ErrorKind::Unsupported),
-        "a delayed job: {answer:?}"
-    );
+    check!(is_kind(&answer, ErrorKind::Unsupported), "a delayed job: {answer:?}");
     Ok(())
 }
 
@@ -19,10 +16,7 @@ pub(in crate::conformance) async fn pause(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let declaration = crate::Declaration {
         owner: crate::conformance::Subject::owner(),
-        settings: QueueSettings {
-            paused: true,
-            ..QueueSettings::default()
-        },
+        settings: QueueSettings { paused: true, ..QueueSettings::default() },
         adopt: false,
     };
     let answer = subject.driver.declare(&subject.queue, declaration).await;
@@ -34,15 +28,8 @@ pub(in crate::conformance) async fn inspect(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let id = subject.enqueue(job()).await?;
     let inspect = subject.driver.inspect(&subject.queue, &id).await;
-    check!(
-        is_kind(&inspect, ErrorKind::Unsupported),
-        "a look at a job: {inspect:?}"
-    );
-    let list = ListJobs {
-        state: JobState::Ready,
-        limit: 1,
-        after: None,
-    };
+    check!(is_kind(&inspect, ErrorKind::Unsupported), "a look at a job: {inspect:?}");
+    let list = ListJobs { state: JobState::Ready, limit: 1, after: None };
     let list = subject.driver.list(&subject.queue, list).await;
     check!(is_kind(&list, ErrorKind::Unsupported), "a list of jobs: {list:?}");
     Ok(())
@@ -52,28 +39,19 @@ pub(in crate::conformance) async fn cancel(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let id = subject.enqueue(job()).await?;
     let answer = subject.driver.cancel(&subject.queue, vec![id]).await;
-    check!(
-        is_kind(&answer, ErrorKind::Unsupported),
-        "a cancellation: {answer:?}"
-    );
+    check!(is_kind(&answer, ErrorKind::Unsupported), "a cancellation: {answer:?}");
     Ok(())
 }
 
 pub(in crate::conformance) async fn results(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let answer = subject
-        .driver
-        .results(&subject.queue, vec![JobId::generate()])
-        .await;
+    let answer = subject.driver.results(&subject.queue, vec![JobId::generate()]).await;
     check!(is_kind(&answer, ErrorKind::Unsupported), "a result: {answer:?}");
     Ok(())
 }
 
 pub(in crate::conformance) async fn wake(fixture: Fixture) -> Verdict {
     let answer = fixture.driver().await?.wake().await.map(drop);
-    check!(
-        is_kind(&answer, ErrorKind::Unsupported),
-        "a subscription: {answer:?}"
-    );
+    check!(is_kind(&answer, ErrorKind::Unsupported), "a subscription: {answer:?}");
     Ok(())
 }

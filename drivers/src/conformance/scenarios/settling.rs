@@ -5,10 +5,7 @@ use crate::{Claimed, DeadReason, DriverExt, ErrorKind, Failure, JobState, Limits
 use std::time::Duration;
 
 fn retry(message: &str) -> Settle {
-    Settle::Retry {
-        delay: Duration::ZERO,
-        failure: Failure::new("HandlerError", message),
-    }
+    Settle::Retry { delay: Duration::ZERO, failure: Failure::new("HandlerError", message) }
 }
 
 pub(super) async fn retry_counts_attempts(fixture: Fixture) -> Verdict {
@@ -21,11 +18,7 @@ pub(super) async fn retry_counts_attempts(fixture: Fixture) -> Verdict {
     check_eq!(second.id, id, "the job that is retried");
     check_eq!((second.attempt, second.delivery), (2, 2), "attempt and delivery");
     let expected = Failure::new("HandlerError", "first");
-    check_eq!(
-        second.last_failure,
-        Some(expected),
-        "the failure of the attempt before"
-    );
+    check_eq!(second.last_failure, Some(expected), "the failure of the attempt before");
     check!(second.receipt != first.receipt, "two claims have one receipt");
     subject.succeed(&second).await
 }
@@ -33,9 +26,7 @@ pub(super) async fn retry_counts_attempts(fixture: Fixture) -> Verdict {
 pub(super) async fn release_keeps_attempt(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     subject.enqueue(job()).await?;
-    let release = Settle::Release {
-        delay: Duration::ZERO,
-    };
+    let release = Settle::Release { delay: Duration::ZERO };
     let first = subject.next().await?;
     subject.settle(&first, release.clone()).await?;
     let second = subject.next().await?;
@@ -61,15 +52,9 @@ pub(super) async fn poison_message_max_retry(fixture: Fixture) -> Verdict {
         check_eq!(claimed.attempt, attempt, "the attempt");
         let failure = Failure::new("HandlerError", format!("failed {attempt}"));
         let settle = if attempt < 3 {
-            Settle::Retry {
-                delay: Duration::ZERO,
-                failure,
-            }
+            Settle::Retry { delay: Duration::ZERO, failure }
         } else {
-            Settle::Bury {
-                reason: DeadReason::Exhausted,
-                failure,
-            }
+            Settle::Bury { reason: DeadReason::Exhausted, failure }
         };
         subject.settle(&claimed, settle).await?;
     }
@@ -77,15 +62,9 @@ pub(super) async fn poison_message_max_retry(fixture: Fixture) -> Verdict {
     let Some(record) = subject.record(&id).await? else {
         return Err(crate::conformance::Failed("a dead job is not known".into()));
     };
-    check_eq!(
-        (record.state, record.attempts),
-        (JobState::Dead, 3),
-        "state and attempts"
-    );
-    let expected = Outcome::Dead {
-        reason: DeadReason::Exhausted,
-        failure: Failure::new("HandlerError", "failed 3"),
-    };
+    check_eq!((record.state, record.attempts), (JobState::Dead, 3), "state and attempts");
+    let expected =
+        Outcome::Dead { reason: DeadReason::Exhausted, failure: Failure::new("HandlerError", "failed 3") };
     check_eq!(record.outcome, Some(expected), "the outcome");
     check!(record.finished_at.is_some(), "a dead job has no end");
     Ok(())
@@ -97,32 +76,16 @@ pub(super) async fn redrive_gives_all_attempts_back(fixture: Fixture) -> Verdict
     let first = subject.next().await?;
     subject.settle(&first, retry("one")).await?;
     let second = subject.next().await?;
-    let bury = Settle::Bury {
-        reason: DeadReason::Rejected,
-        failure: Failure::new("Rejected", "two"),
-    };
+    let bury = Settle::Bury { reason: DeadReason::Rejected, failure: Failure::new("Rejected", "two") };
     subject.settle(&second, bury).await?;
     let unknown = crate::JobId::new("unknown")?;
-    let answers = subject
-        .driver
-        .redrive(&subject.queue, vec![id.clone(), unknown])
-        .await?;
+    let answers = subject.driver.redrive(&subject.queue, vec![id.clone(), unknown]).await?;
     check!(answers[0].is_ok(), "a dead job was not redriven: {answers:?}");
-    check!(
-        is_kind(&answers[1], ErrorKind::NotFound),
-        "an unknown job was redriven: {answers:?}"
-    );
+    check!(is_kind(&answers[1], ErrorKind::NotFound), "an unknown job was redriven: {answers:?}");
     let again = subject.next().await?;
-    check_eq!(
-        (&again.id, again.attempt),
-        (&id, 1),
-        "the redriven job and its attempt"
-    );
+    check_eq!((&again.id, again.attempt), (&id, 1), "the redriven job and its attempt");
     let active = subject.driver.redrive(&subject.queue, vec![id]).await?;
-    check!(
-        is_kind(&active[0], ErrorKind::Conflict),
-        "a running job was redriven: {active:?}"
-    );
+    check!(is_kind(&active[0], ErrorKind::Conflict), "a running job was redriven: {active:?}");
     subject.succeed(&again).await
 }
 
@@ -142,10 +105,7 @@ pub(super) async fn result_large(fixture: Fixture) -> Verdict {
     subject.succeed(&claimed).await?;
     ids.push(crate::JobId::new("unknown")?);
     for (index, size) in sizes.into_iter().map(Some).chain([None, None]).enumerate() {
-        let results = subject
-            .driver
-            .results(&subject.queue, vec![ids[index].clone()])
-            .await?;
+        let results = subject.driver.results(&subject.queue, vec![ids[index].clone()]).await?;
         let got = results.into_iter().next().flatten().map(|result| result.len());
         check_eq!(got, size, "the bytes of result {index}");
     }
@@ -163,14 +123,8 @@ fn with_result(size: usize) -> Settle {
 
 async fn refuses_large(subject: &crate::conformance::Subject, claimed: &Claimed, limit: usize) -> Verdict {
     let settle = with_result(limit + 1);
-    let answer = subject
-        .driver
-        .settle_one(&subject.queue, &claimed.receipt, settle)
-        .await;
-    check!(
-        is_kind(&answer, ErrorKind::TooLarge),
-        "a result over the limit: {answer:?}"
-    );
+    let answer = subject.driver.settle_one(&subject.queue, &claimed.receipt, settle).await;
+    check!(is_kind(&answer, ErrorKind::TooLarge), "a result over the limit: {answer:?}");
     Ok(())
 }
 
@@ -184,30 +138,13 @@ pub(super) async fn duplicate_delivery_idempotency(fixture: Fixture) -> Verdict 
     let fast = other.next().await?;
     check_eq!(fast.id, slow.id, "the job of the second claimer");
     other.succeed(&fast).await?;
-    let bury = Settle::Bury {
-        reason: DeadReason::Rejected,
-        failure: Failure::default(),
-    };
+    let bury = Settle::Bury { reason: DeadReason::Rejected, failure: Failure::default() };
     for settle in [Settle::Succeed { result: None }, retry("late"), bury] {
-        let answer = subject
-            .driver
-            .settle_one(&subject.queue, &slow.receipt, settle)
-            .await;
-        check!(
-            is_kind(&answer, ErrorKind::StaleReceipt),
-            "a late settle: {answer:?}"
-        );
+        let answer = subject.driver.settle_one(&subject.queue, &slow.receipt, settle).await;
+        check!(is_kind(&answer, ErrorKind::StaleReceipt), "a late settle: {answer:?}");
     }
     let page = subject.read(&address, 10).await?;
-    check_eq!(
-        page.completions.len(),
-        1,
-        "completions of a job that was delivered twice"
-    );
-    check_eq!(
-        page.completions[0].outcome,
-        Outcome::Succeeded { result: None },
-        "the outcome"
-    );
+    check_eq!(page.completions.len(), 1, "completions of a job that was delivered twice");
+    check_eq!(page.completions[0].outcome, Outcome::Succeeded { result: None }, "the outcome");
     Ok(())
 }

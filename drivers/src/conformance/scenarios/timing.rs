@@ -19,14 +19,8 @@ pub(super) async fn delay_not_before_window(fixture: Fixture) -> Verdict {
         let claimed = subject.next().await?;
         let took = since.elapsed();
         check!(took >= delay, "a job delayed by {delay:?} came after {took:?}");
-        check!(
-            took < delay + LATE,
-            "a job delayed by {delay:?} came after {took:?}"
-        );
-        check!(
-            claimed.ready_at.since(claimed.enqueued_at) >= delay,
-            "ready_at is before the due time"
-        );
+        check!(took < delay + LATE, "a job delayed by {delay:?} came after {took:?}");
+        check!(claimed.ready_at.since(claimed.enqueued_at) >= delay, "ready_at is before the due time");
         worst = worst.max(took.saturating_sub(delay));
         subject.succeed(&claimed).await?;
     }
@@ -41,18 +35,12 @@ pub(super) async fn claim_wakes_for_due_job(fixture: Fixture) -> Verdict {
     let (claimed, enqueued) = tokio::join!(subject.next(), async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let since = Instant::now();
-        producer
-            .enqueue(job().with_delay(delay))
-            .await
-            .map(|id| (id, since))
+        producer.enqueue(job().with_delay(delay)).await.map(|id| (id, since))
     });
     let (claimed, (id, since)) = (claimed?, enqueued?);
     let took = since.elapsed();
     check_eq!(claimed.id, id, "the job");
-    check!(
-        took >= delay && took < delay + LATE,
-        "a job delayed by {delay:?} came after {took:?}"
-    );
+    check!(took >= delay && took < delay + LATE, "a job delayed by {delay:?} came after {took:?}");
     fixture.measure(format!("{:.1?} late", took.saturating_sub(delay)));
     Ok(())
 }
@@ -79,18 +67,12 @@ pub(super) async fn retry_backoff_not_before_window(fixture: Fixture) -> Verdict
     let mut claimed = subject.next().await?;
     let mut worst = Duration::ZERO;
     for delay in [50, 100, 200, 400].map(Duration::from_millis) {
-        let settle = Settle::Retry {
-            delay,
-            failure: Failure::new("HandlerError", "again"),
-        };
+        let settle = Settle::Retry { delay, failure: Failure::new("HandlerError", "again") };
         let since = Instant::now();
         subject.settle(&claimed, settle).await?;
         claimed = subject.next().await?;
         let took = since.elapsed();
-        check!(
-            took >= delay && took < delay + LATE,
-            "a retry after {delay:?} came after {took:?}"
-        );
+        check!(took >= delay && took < delay + LATE, "a retry after {delay:?} came after {took:?}");
         worst = worst.max(took.saturating_sub(delay));
     }
     check_eq!(claimed.attempt, 5, "the attempt after four retries");

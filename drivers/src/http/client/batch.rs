@@ -11,21 +11,14 @@ const ENVELOPE: usize = 512;
 /// Refuses batches that the contract doesn't allow.
 pub(super) fn check(items: usize) -> Result<()> {
     if items > Limits::BATCH {
-        return Err(Error::invalid(format!(
-            "{items} items in one call, the limit is {}",
-            Limits::BATCH
-        )));
+        return Err(Error::invalid(format!("{items} items in one call, the limit is {}", Limits::BATCH)));
     }
     Ok(())
 }
 
 /// About what `job` takes on the wire.
 pub(super) fn job_bytes(job: &NewJob) -> usize {
-    let headers: usize = job
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
+    let headers: usize = job.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     payload_bytes(&job.payload) + headers + ENVELOPE
 }
 

@@ -48,21 +48,14 @@ impl Coalescer {
             }
         };
         if is_alone {
-            let lane = Lane {
-                coalescer: self.clone(),
-                queue: queue.clone(),
-                is_over: false,
-            };
+            let lane = Lane { coalescer: self.clone(), queue: queue.clone(), is_over: false };
             let transport = transport.clone();
             // A task of its own: the first caller may go away while others wait for their answers.
             self.senders.spawn(async move { lane.run(&transport).await });
         }
-        answer.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Ambiguous,
-                "the request's sender ended early",
-            ))
-        })
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Ambiguous, "the request's sender ended early")))
     }
 
     /// Waits until nothing is under way. Whoever comes later is still answered.
@@ -87,18 +80,13 @@ struct Lane {
 impl Lane {
     async fn run(mut self, transport: &Transport) {
         while let Some(batch) = self.take() {
-            let (jobs, replies): (Vec<_>, Vec<_>) = batch
-                .into_iter()
-                .map(|waiting| (waiting.job, waiting.reply))
-                .unzip();
+            let (jobs, replies): (Vec<_>, Vec<_>) =
+                batch.into_iter().map(|waiting| (waiting.job, waiting.reply)).unzip();
             match enqueue(transport, &self.queue, jobs).await {
-                Ok(answers) => replies
-                    .into_iter()
-                    .zip(answers)
-                    .for_each(|(reply, answer)| drop(reply.send(Ok(answer)))),
-                Err(error) => replies
-                    .into_iter()
-                    .for_each(|reply| drop(reply.send(Err(error.clone())))),
+                Ok(answers) => {
+                    replies.into_iter().zip(answers).for_each(|(reply, answer)| drop(reply.send(Ok(answer))))
+                }
+                Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
             }
         }
     }

@@ -55,9 +55,7 @@ fn embedded() -> Capabilities {
         fencing: true,
         atomic_settle: true,
         lease: Lease::Extendable,
-        delay: Some(Delay {
-            max: Limits::MAX_DELAY,
-        }),
+        delay: Some(Delay { max: Limits::MAX_DELAY }),
         pause: true,
         inspect: true,
         cancel: true,
@@ -84,19 +82,12 @@ impl Base {
         match parts.scheme {
             Some(scheme) if scheme == Scheme::HTTP => {}
             Some(scheme) if scheme == Scheme::HTTPS => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "a broker's URL can't be https yet",
-                ));
+                return Err(Error::new(ErrorKind::Unsupported, "a broker's URL can't be https yet"));
             }
             _ => return Err(invalid()),
         }
-        let authority = parts
-            .authority
-            .filter(|authority| !authority.as_str().contains('@'));
-        let path = parts
-            .path_and_query
-            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let authority = parts.authority.filter(|authority| !authority.as_str().contains('@'));
+        let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         if path.query().is_some() {
             return Err(invalid());
         }
@@ -134,19 +125,9 @@ mod tests {
 
     #[test]
     fn other_urls_are_refused() {
-        for url in [
-            "",
-            "broker",
-            "broker:7400",
-            "ftp://broker",
-            "http://u:p@broker",
-            "http://broker/?a=b",
-        ] {
+        for url in ["", "broker", "broker:7400", "ftp://broker", "http://u:p@broker", "http://broker/?a=b"] {
             assert_eq!(Base::parse(url).unwrap_err().kind, ErrorKind::Invalid, "{url:?}");
         }
-        assert_eq!(
-            Base::parse("https://broker").unwrap_err().kind,
-            ErrorKind::Unsupported
-        );
+        assert_eq!(Base::parse("https://broker").unwrap_err().kind, ErrorKind::Unsupported);
     }
 }

@@ -78,10 +78,7 @@ impl HttpDriver {
             let answer = self.coalescer.enqueue(&self.transport, queue, job).await?;
             return Ok(vec![answer]);
         }
-        batch::in_parts(jobs, batch::job_bytes, |jobs| {
-            enqueue(&self.transport, queue, jobs)
-        })
-        .await
+        batch::in_parts(jobs, batch::job_bytes, |jobs| enqueue(&self.transport, queue, jobs)).await
     }
 }
 
@@ -99,15 +96,11 @@ impl Driver for HttpDriver {
     }
 
     async fn declare(&self, queue: &QueueName, declaration: Declaration) -> Result<Declared> {
-        self.transport
-            .call(Call::put(format!("/v1/queues/{queue}"), &declaration)?)
-            .await
+        self.transport.call(Call::put(format!("/v1/queues/{queue}"), &declaration)?).await
     }
 
     async fn delete_queue(&self, queue: &QueueName) -> Result<()> {
-        self.transport
-            .call_for_nothing(Call::delete(format!("/v1/queues/{queue}")))
-            .await
+        self.transport.call_for_nothing(Call::delete(format!("/v1/queues/{queue}"))).await
     }
 
     async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
@@ -115,10 +108,7 @@ impl Driver for HttpDriver {
         // A job that is too large would take its neighbours with it: it never leaves.
         let limits = self.capabilities().limits;
         let verdicts: Vec<_> = jobs.iter().map(|job| job.validate(&limits)).collect();
-        let fitting = jobs
-            .into_iter()
-            .zip(&verdicts)
-            .filter(|(_, verdict)| verdict.is_ok());
+        let fitting = jobs.into_iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
         let fitting = fitting.map(|(job, _)| job).collect();
         let mut answers = self.send_jobs(queue, fitting).await?.into_iter();
         let missing = || Err(transport::wrong_count(Effect::Changes));
@@ -144,8 +134,7 @@ impl Driver for HttpDriver {
         let count = receipts.len();
         batch::check(count)?;
         let body = ExtendBody { receipts, lease };
-        self.ask_each(format!("/v1/queues/{queue}/extend"), &body, count)
-            .await
+        self.ask_each(format!("/v1/queues/{queue}/extend"), &body, count).await
     }
 
     async fn settle(&self, queue: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
@@ -159,9 +148,7 @@ impl Driver for HttpDriver {
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<QueueStats> {
-        self.transport
-            .call(Call::get(format!("/v1/queues/{queue}/stats")))
-            .await
+        self.transport.call(Call::get(format!("/v1/queues/{queue}/stats"))).await
     }
 
     async fn wake(&self) -> Result<WakeStream> {
@@ -183,8 +170,7 @@ impl Driver for HttpDriver {
 
     async fn results(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Option<Payload>>> {
         batch::check(ids.len())?;
-        self.read_results(&format!("/v1/queues/{queue}/results"), ids)
-            .await
+        self.read_results(&format!("/v1/queues/{queue}/results"), ids).await
     }
 
     async fn inspect(&self, queue: &QueueName, id: &JobId) -> Result<Option<JobRecord>> {
@@ -194,23 +180,19 @@ impl Driver for HttpDriver {
     }
 
     async fn list(&self, queue: &QueueName, list: ListJobs) -> Result<JobPage> {
-        self.transport
-            .call(Call::get(transport::list_path(queue, &list)?))
-            .await
+        self.transport.call(Call::get(transport::list_path(queue, &list)?)).await
     }
 
     async fn cancel(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Result<JobState>>> {
         let count = ids.len();
         batch::check(count)?;
-        self.ask_each(format!("/v1/queues/{queue}/cancel"), &IdsBody { ids }, count)
-            .await
+        self.ask_each(format!("/v1/queues/{queue}/cancel"), &IdsBody { ids }, count).await
     }
 
     async fn redrive(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Result<()>>> {
         let count = ids.len();
         batch::check(count)?;
-        self.ask_each(format!("/v1/queues/{queue}/redrive"), &IdsBody { ids }, count)
-            .await
+        self.ask_each(format!("/v1/queues/{queue}/redrive"), &IdsBody { ids }, count).await
     }
 
     async fn purge(&self, queue: &QueueName, state: JobState, limit: u32) -> Result<u64> {
@@ -269,13 +251,7 @@ async fn enqueue(
     jobs: Vec<NewJob>,
 ) -> Result<Vec<Result<Enqueued>>> {
     let count = jobs.len();
-    ask_each(
-        transport,
-        format!("/v1/queues/{queue}/jobs"),
-        &EnqueueBody { jobs },
-        count,
-    )
-    .await
+    ask_each(transport, format!("/v1/queues/{queue}/jobs"), &EnqueueBody { jobs }, count).await
 }
 
 async fn ask_each<B, T>(transport: &Transport, path: String, body: &B, count: usize) -> Result<Vec<Result<T>>>

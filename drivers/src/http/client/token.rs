@@ -72,9 +72,7 @@ impl fmt::Debug for TokenSource {
 impl File {
     fn fresh(&self) -> Option<HeaderValue> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.as_ref()
-            .filter(|(_, read_at)| read_at.elapsed() < REFRESH)
-            .map(|(header, _)| header.clone())
+        last.as_ref().filter(|(_, read_at)| read_at.elapsed() < REFRESH).map(|(header, _)| header.clone())
     }
 
     /// Reads the file; while it can't be read, the last token has to do.
@@ -105,12 +103,7 @@ fn read(path: &Path) -> Result<HeaderValue> {
 
 fn header(token: &str) -> Result<HeaderValue> {
     let token = token.trim();
-    let unusable = || {
-        Error::new(
-            ErrorKind::Unauthorized,
-            "the broker's token is empty or no ASCII text",
-        )
-    };
+    let unusable = || Error::new(ErrorKind::Unauthorized, "the broker's token is empty or no ASCII text");
     if token.is_empty() {
         return Err(unusable());
     }

@@ -43,39 +43,21 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn get(path: impl Into<String>) -> Self {
-        Self {
-            method: Method::GET,
-            path: path.into(),
-            body: None,
-            effect: Effect::Reads,
-            wait: None,
-        }
+        Self { method: Method::GET, path: path.into(), body: None, effect: Effect::Reads, wait: None }
     }
 
     pub(super) fn delete(path: String) -> Self {
-        Self {
-            method: Method::DELETE,
-            effect: Effect::Changes,
-            ..Self::get(path)
-        }
+        Self { method: Method::DELETE, effect: Effect::Changes, ..Self::get(path) }
     }
 
     pub(super) fn put<B: Serialize>(path: String, body: &B) -> Result<Self> {
-        Ok(Self {
-            method: Method::PUT,
-            ..Self::post(Effect::Changes, path, body)?
-        })
+        Ok(Self { method: Method::PUT, ..Self::post(Effect::Changes, path, body)? })
     }
 
     pub(super) fn post<B: Serialize>(effect: Effect, path: String, body: &B) -> Result<Self> {
         let body = serde_json::to_vec(body)
             .map_err(|error| Error::invalid(format!("the request can't be written: {error}")))?;
-        Ok(Self {
-            method: Method::POST,
-            body: Some(body.into()),
-            effect,
-            ..Self::get(path)
-        })
+        Ok(Self { method: Method::POST, body: Some(body.into()), effect, ..Self::get(path) })
     }
 
     /// The same, answered up to `wait` later than usual.
@@ -104,11 +86,7 @@ impl Transport {
             .pool_idle_timeout(config.idle_timeout)
             .retry_canceled_requests(true)
             .build(connector);
-        Self {
-            config,
-            closed: CancellationToken::new(),
-            pool: RwLock::new(Some(pool)),
-        }
+        Self { config, closed: CancellationToken::new(), pool: RwLock::new(Some(pool)) }
     }
 
     /// Ends what waits and refuses what comes; the idle connections go.
@@ -193,9 +171,8 @@ impl Transport {
 
     /// Bounds `work` by the time of `call`; a call that waits also ends when the driver is closed.
     async fn in_time<T>(&self, call: &Call, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = call.wait.map_or(self.config.call_timeout, |wait| {
-            wait.saturating_add(self.config.wait_margin)
-        });
+        let limit =
+            call.wait.map_or(self.config.call_timeout, |wait| wait.saturating_add(self.config.wait_margin));
         let waits = call.wait.is_some();
         tokio::select! {
             biased;
@@ -210,26 +187,17 @@ impl Transport {
 /// The error in a response that is no success.
 async fn refusal(call: &Call, response: Response<Incoming>) -> Error {
     let status = response.status();
-    let body = read(call, response.into_body(), PROBLEM)
-        .await
-        .unwrap_or_default();
+    let body = read(call, response.into_body(), PROBLEM).await.unwrap_or_default();
     match serde_json::from_slice::<Problem>(&body) {
         Ok(problem) => problem.into_error(),
-        Err(_) => Error::new(
-            kind_of(status, call.effect),
-            format!("the broker answered {status}"),
-        ),
+        Err(_) => Error::new(kind_of(status, call.effect), format!("the broker answered {status}")),
     }
 }
 
 async fn read(call: &Call, body: Incoming, limit: usize) -> Result<Bytes> {
     let read = Limited::new(body, limit).collect().await;
-    read.map(http_body_util::Collected::to_bytes).map_err(|error| {
-        Error::new(
-            call.effect.lost(),
-            format!("the broker's answer broke off: {error}"),
-        )
-    })
+    read.map(http_body_util::Collected::to_bytes)
+        .map_err(|error| Error::new(call.effect.lost(), format!("the broker's answer broke off: {error}")))
 }
 
 /// What a request without a response means.
@@ -240,20 +208,14 @@ fn unanswered(effect: Effect, error: &hyper_util::client::legacy::Error) -> Erro
     if never_sent(error) {
         return Error::unavailable("the broker closed the connection before the request was sent");
     }
-    Error::new(
-        effect.lost(),
-        format!("the connection to the broker was lost: {}", chain(error)),
-    )
+    Error::new(effect.lost(), format!("the connection to the broker was lost: {}", chain(error)))
 }
 
 /// Whether hyper gave the request up before it wrote any of it.
 fn never_sent(error: &hyper_util::client::legacy::Error) -> bool {
     let mut source = error.source();
     while let Some(error) = source {
-        if error
-            .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_canceled)
-        {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
             return true;
         }
         source = error.source();
@@ -309,11 +271,7 @@ mod tests {
 
     #[test]
     fn a_cursor_may_hold_anything() {
-        let list = ListJobs {
-            state: JobState::Dead,
-            limit: 7,
-            after: Some("a b&ü/1".to_owned()),
-        };
+        let list = ListJobs { state: JobState::Dead, limit: 7, after: Some("a b&ü/1".to_owned()) };
         assert_eq!(
             list_path(&"a.b.c".parse().unwrap(), &list).unwrap(),
             "/v1/queues/a.b.c/jobs?state=dead&limit=7&after=a%20b%26%C3%BC%2F1"

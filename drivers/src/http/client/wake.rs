@@ -19,12 +19,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// looks for itself, and the stream goes on until the driver is closed or the broker turns out to have no hints.
 pub(super) async fn subscribe(transport: Arc<Transport>) -> Result<WakeStream> {
     let lines = Lines::open(&transport).await?;
-    let subscription = Subscription {
-        transport,
-        lines: Some(lines),
-        pause: FIRST_PAUSE,
-        over: false,
-    };
+    let subscription = Subscription { transport, lines: Some(lines), pause: FIRST_PAUSE, over: false };
     let hints = stream::unfold(subscription, |mut subscription| async move {
         let hint = subscription.next().await?;
         Some((hint, subscription))
@@ -77,9 +72,7 @@ impl Subscription {
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(LAST_PAUSE);
         let lines = Lines::open(&self.transport).await;
-        self.over = lines
-            .as_ref()
-            .is_err_and(|error| error.kind == ErrorKind::Unsupported);
+        self.over = lines.as_ref().is_err_and(|error| error.kind == ErrorKind::Unsupported);
         lines
     }
 }

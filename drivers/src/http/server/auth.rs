@@ -54,9 +54,7 @@ impl Tokens {
 
     /// These tokens, forever.
     pub fn fixed<T: AsRef<str>>(tokens: impl IntoIterator<Item = T>) -> Self {
-        let tokens = tokens
-            .into_iter()
-            .map(|token| fingerprint(token.as_ref().as_bytes()));
+        let tokens = tokens.into_iter().map(|token| fingerprint(token.as_ref().as_bytes()));
         Self::of(Vec::new(), tokens.collect())
     }
 
@@ -90,10 +88,7 @@ impl Tokens {
     /// Compares with all of them, whichever fits, in the same time.
     fn knows(&self, presented: &Fingerprint) -> bool {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known
-            .tokens
-            .iter()
-            .fold(false, |found, token| found | same(token, presented))
+        known.tokens.iter().fold(false, |found, token| found | same(token, presented))
     }
 
     async fn read_unless_younger(&self, age: Duration) {
@@ -148,10 +143,7 @@ fn fingerprint(token: &[u8]) -> Fingerprint {
 }
 
 fn same(one: &Fingerprint, other: &Fingerprint) -> bool {
-    let difference = one
-        .iter()
-        .zip(other)
-        .fold(0, |bits, (one, other)| bits | (one ^ other));
+    let difference = one.iter().zip(other).fold(0, |bits, (one, other)| bits | (one ^ other));
     std::hint::black_box(difference) == 0
 }
 
@@ -159,10 +151,7 @@ fn read_all(files: &[PathBuf]) -> Result<Vec<Fingerprint>> {
     let mut tokens = Vec::new();
     for path in files {
         let fail = |error: io::Error| {
-            Error::invalid(format!(
-                "the token file {} can't be read: {error}",
-                path.display()
-            ))
+            Error::invalid(format!("the token file {} can't be read: {error}", path.display()))
         };
         if fs::metadata(path).map_err(fail)?.is_dir() {
             tokens.extend(read_directory(path)?);
@@ -178,18 +167,13 @@ fn read_all(files: &[PathBuf]) -> Result<Vec<Fingerprint>> {
 
 fn read_directory(directory: &Path) -> Result<Vec<Fingerprint>> {
     let fail = |error: io::Error| {
-        Error::invalid(format!(
-            "the tokens in {} can't be read: {error}",
-            directory.display()
-        ))
+        Error::invalid(format!("the tokens in {} can't be read: {error}", directory.display()))
     };
     let mut tokens = Vec::new();
     for entry in fs::read_dir(directory).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         // A mounted Secret keeps its versions in directories whose names start with dots.
-        let hidden = path
-            .file_name()
-            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
         if !hidden && path.is_file() {
             tokens.push(read_one(&path)?);
         }
@@ -199,10 +183,7 @@ fn read_directory(directory: &Path) -> Result<Vec<Fingerprint>> {
 
 fn read_one(path: &Path) -> Result<Fingerprint> {
     let text = fs::read_to_string(path).map_err(|error| {
-        Error::invalid(format!(
-            "the token file {} can't be read: {error}",
-            path.display()
-        ))
+        Error::invalid(format!("the token file {} can't be read: {error}", path.display()))
     })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -223,9 +204,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, token: &str| fs::write(directory.path().join(name), token).unwrap();
         write("current", "one\n");
-        let tokens = Tokens::load(vec![directory.path().into()])
-            .unwrap()
-            .with_refresh(Duration::ZERO);
+        let tokens = Tokens::load(vec![directory.path().into()]).unwrap().with_refresh(Duration::ZERO);
         assert!(tokens.accepts("one").await);
         assert!(!tokens.accepts("two").await);
         write("current", "two");
@@ -241,9 +220,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("token");
         fs::write(&file, "one").unwrap();
-        let tokens = Tokens::load(vec![file.clone()])
-            .unwrap()
-            .with_refresh(Duration::ZERO);
+        let tokens = Tokens::load(vec![file.clone()]).unwrap().with_refresh(Duration::ZERO);
         fs::remove_file(&file).unwrap();
         assert!(tokens.accepts("one").await);
         assert!(!tokens.accepts("").await);

@@ -103,14 +103,10 @@ mod tests {
     #[tokio::test]
     async fn a_body_over_its_limit_is_refused() {
         let budget = Arc::new(Semaphore::new(1000));
-        let refused = read(&mut Body::from(vec![b'x'; 101]), 100, &budget)
-            .await
-            .unwrap_err();
+        let refused = read(&mut Body::from(vec![b'x'; 101]), 100, &budget).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::TooLarge);
         let chunks = futures::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>("12345678")));
-        let refused = read(&mut Body::from_stream(chunks), 100, &budget)
-            .await
-            .unwrap_err();
+        let refused = read(&mut Body::from_stream(chunks), 100, &budget).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::TooLarge);
         assert_eq!(budget.available_permits(), 1000);
     }
@@ -118,12 +114,8 @@ mod tests {
     #[tokio::test]
     async fn bodies_share_one_budget() {
         let budget = Arc::new(Semaphore::new(150));
-        let (_, share) = read(&mut Body::from(vec![b'x'; 100]), 100, &budget)
-            .await
-            .unwrap();
-        let refused = read(&mut Body::from(vec![b'x'; 100]), 100, &budget)
-            .await
-            .unwrap_err();
+        let (_, share) = read(&mut Body::from(vec![b'x'; 100]), 100, &budget).await.unwrap();
+        let refused = read(&mut Body::from(vec![b'x'; 100]), 100, &budget).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Unavailable);
         drop(share);
         assert!(read(&mut Body::from(vec![b'x'; 100]), 100, &budget).await.is_ok());

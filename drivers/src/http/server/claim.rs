@@ -19,9 +19,7 @@ pub(super) async fn claim(
 ) -> Result<Vec<Claimed>> {
     let (limits, stop) = (&api.shared.limits, &api.shared.stop);
     let largest = driver.capabilities().limits.max_payload.max(1);
-    let wanted = usize::try_from(claim.max)
-        .unwrap_or(usize::MAX)
-        .min(Limits::BATCH);
+    let wanted = usize::try_from(claim.max).unwrap_or(usize::MAX).min(Limits::BATCH);
     let slice = |held: usize, spent: usize| -> u32 {
         let fits = limits.claimed.saturating_sub(spent) / largest;
         let fits = if held == 0 { fits.max(1) } else { fits };
@@ -31,11 +29,7 @@ pub(super) async fn claim(
         return Err(Error::unavailable("the server is going away"));
     }
     let mut max = slice(0, 0);
-    let first = Claim {
-        max,
-        wait: claim.wait.min(limits.wait),
-        ..claim.clone()
-    };
+    let first = Claim { max, wait: claim.wait.min(limits.wait), ..claim.clone() };
     let mut jobs = tokio::select! {
         // A claim that is ready wins over the end.
         biased;
@@ -49,11 +43,7 @@ pub(super) async fn claim(
         if !full || max == 0 || jobs.is_empty() {
             return Ok(jobs);
         }
-        let next = Claim {
-            max,
-            wait: Duration::ZERO,
-            ..claim.clone()
-        };
+        let next = Claim { max, wait: Duration::ZERO, ..claim.clone() };
         // What is held already is worth more than this error.
         let Ok(more) = driver.claim(queue, next).await else {
             return Ok(jobs);
@@ -65,10 +55,6 @@ pub(super) async fn claim(
 }
 
 fn cost(job: &Claimed) -> usize {
-    let headers: usize = job
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
+    let headers: usize = job.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     job.payload.len() + headers + ENVELOPE
 }

@@ -115,10 +115,7 @@ pub(super) async fn read_completions(
 ) -> Answer<CompletionPage> {
     let Bounded { value: read, .. } = body;
     let broker = api.shared.directory.broker()?;
-    let read = ReadCompletions {
-        wait: read.wait.min(api.shared.limits.wait),
-        ..read
-    };
+    let read = ReadCompletions { wait: read.wait.min(api.shared.limits.wait), ..read };
     tokio::select! {
         biased;
         page = broker.completions(&address, read) => page.map(Json),
@@ -139,10 +136,7 @@ pub(super) async fn acknowledge(
 
 fn check_batch(what: &str, items: usize) -> Result<()> {
     if items > Limits::BATCH {
-        return Err(Error::invalid(format!(
-            "{items} {what} in one call, the limit is {}",
-            Limits::BATCH
-        )));
+        return Err(Error::invalid(format!("{items} {what} in one call, the limit is {}", Limits::BATCH)));
     }
     Ok(())
 }

@@ -24,9 +24,7 @@ pub fn health_routes(driver: DynDriver, stop: CancellationToken) -> Router {
         let (driver, stop) = (driver.clone(), stop.clone());
         async move { ready(&driver, &stop).await }
     };
-    Router::new()
-        .route(PATHS[0], get(async || Json(Health { status: "ok" })))
-        .route(PATHS[1], get(ready))
+    Router::new().route(PATHS[0], get(async || Json(Health { status: "ok" }))).route(PATHS[1], get(ready))
 }
 
 async fn ready(driver: &DynDriver, stop: &CancellationToken) -> Result<Json<Health>> {

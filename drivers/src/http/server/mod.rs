@@ -41,10 +41,7 @@ pub trait Directory: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unsupported` unless there is exactly one.
     fn broker(&self) -> Result<DynDriver> {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "this API speaks of queues only",
-        ))
+        Err(Error::new(ErrorKind::Unsupported, "this API speaks of queues only"))
     }
 }
 
@@ -54,9 +51,7 @@ pub struct OneBroker(pub DynDriver);
 
 impl Directory for OneBroker {
     fn find(&self, name: &str) -> Result<(DynDriver, QueueName)> {
-        let name = name
-            .parse()
-            .map_err(|error: crate::QueueNameError| Error::invalid(error.to_string()))?;
+        let name = name.parse().map_err(|error: crate::QueueNameError| Error::invalid(error.to_string()))?;
         Ok((self.0.clone(), name))
     }
 
@@ -114,14 +109,7 @@ impl Api {
     /// An API over `directory`. When `stop` is cancelled, long polls are answered and streams end.
     pub fn new(directory: Arc<dyn Directory>, limits: ApiLimits, stop: CancellationToken) -> Self {
         let bodies = Arc::new(Semaphore::new(limits.bodies));
-        Self {
-            shared: Arc::new(Shared {
-                directory,
-                limits,
-                bodies,
-                stop,
-            }),
-        }
+        Self { shared: Arc::new(Shared { directory, limits, bodies, stop }) }
     }
 
     /// The routes of `groups`. Anything else is answered with a problem too.

@@ -128,18 +128,11 @@ async fn within(
         return call.await;
     };
     tokio::time::timeout(patience, call).await.unwrap_or_else(|_| {
-        Error::new(
-            effect.late(),
-            format!("not done within {} s", patience.as_secs_f32()),
-        )
-        .into_response()
+        Error::new(effect.late(), format!("not done within {} s", patience.as_secs_f32())).into_response()
     })
 }
 
 /// Not `NotFound`: to a caller that would mean an unknown queue, where an older server just lacks a route.
 fn no_route(status: StatusCode) -> Response {
-    problem(
-        Some(status),
-        Error::new(ErrorKind::Unsupported, "this API has no such route"),
-    )
+    problem(Some(status), Error::new(ErrorKind::Unsupported, "this API has no such route"))
 }

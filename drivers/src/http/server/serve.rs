@@ -164,8 +164,6 @@ async fn health_only(request: Request, next: Next) -> Response {
     } else {
         Error::unavailable("too many connections; try again").into_response()
     };
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -18,18 +18,15 @@ use tokio::{
 
 /// One request as it came.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
-    pub line: String,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Seen {
+    pub(crate) line: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Seen {
-    pub fn header(&self, name: &str) -> &str {
-        let found = self
-            .headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name));
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map_or("", |(_, value)| value)
     }
 }
@@ -44,7 +41,7 @@ struct Inner {
 }
 
 /// The app.
-pub struct App {
+pub(crate) struct App {
     port: u16,
     inner: Arc<Inner>,
     letting_go: Arc<Semaphore>,
@@ -52,14 +49,14 @@ pub struct App {
 }
 
 impl App {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let app = Self::absent().await;
         app.up().await;
         app
     }
 
     /// An app that does not listen yet.
-    pub async fn absent() -> Self {
+    pub(crate) async fn absent() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self {
             port: listener.local_addr().unwrap().port(),
@@ -70,7 +67,7 @@ impl App {
     }
 
     /// Starts to listen.
-    pub async fn up(&self) {
+    pub(crate) async fn up(&self) {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         self.stop.send_replace(false);
         let mut stop = self.stop.subscribe();
@@ -90,42 +87,42 @@ impl App {
     }
 
     /// Dies: every connection is closed and nobody listens.
-    pub fn down(&self) {
+    pub(crate) fn down(&self) {
         self.stop.send_replace(true);
     }
 
-    pub async fn listens(&self) -> bool {
+    pub(crate) async fn listens(&self) -> bool {
         TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Lets `count` waiting jobs go.
-    pub fn let_go(&self, count: usize) {
+    pub(crate) fn let_go(&self, count: usize) {
         self.letting_go.add_permits(count);
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.inner.seen.lock().unwrap().clone()
     }
 
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.inner.running.load(Ordering::SeqCst)
     }
 
     /// The most jobs that ran at once.
-    pub fn most(&self) -> usize {
+    pub(crate) fn most(&self) -> usize {
         self.inner.most.load(Ordering::SeqCst)
     }
 
     /// Requests that the sidecar hung up on.
-    pub fn hung_up(&self) -> usize {
+    pub(crate) fn hung_up(&self) -> usize {
         self.inner.hung_up.load(Ordering::SeqCst)
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.inner.connections.load(Ordering::SeqCst)
     }
 }
@@ -184,10 +181,7 @@ async fn serve(stream: TcpStream, inner: Arc<Inner>, letting_go: Arc<Semaphore>)
 /// The answer; none closes the connection.
 async fn behave(job_type: &str, letting_go: &Semaphore) -> Option<String> {
     let plain = |status: &str, headers: &str, body: &str| {
-        Some(format!(
-            "HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n{body}",
-            body.len()
-        ))
+        Some(format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n{body}", body.len()))
     };
     if let Some(status) = job_type.strip_prefix("status-") {
         return plain(status, "", "");
@@ -203,17 +197,10 @@ async fn behave(job_type: &str, letting_go: &Semaphore) -> Option<String> {
         "huge" => Some("HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n".into()),
         "endless" => {
             let chunk = format!("100000\r\n{}\r\n", "x".repeat(0x10_0000));
-            Some(format!(
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{}",
-                chunk.repeat(3)
-            ))
+            Some(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{}", chunk.repeat(3)))
         }
         "half" => Some("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".into()),
-        "json" => plain(
-            "200",
-            "content-type: application/json; charset=utf-8\r\n",
-            "{\"sent\":3}",
-        ),
+        "json" => plain("200", "content-type: application/json; charset=utf-8\r\n", "{\"sent\":3}"),
         "redirect" => plain("302", "location: /elsewhere\r\n", ""),
         "busy" => plain("429", "retry-after: 3\r\n", ""),
         "dead" => plain("500", "job-outcome: dead\r\njob-error: no such tenant\r\n", ""),
@@ -225,11 +212,7 @@ async fn behave(job_type: &str, letting_go: &Semaphore) -> Option<String> {
 
 async fn read(stream: &mut BufReader<TcpStream>) -> Option<Seen> {
     let mut seen = Seen::default();
-    stream
-        .read_line(&mut seen.line)
-        .await
-        .ok()
-        .filter(|read| *read > 0)?;
+    stream.read_line(&mut seen.line).await.ok().filter(|read| *read > 0)?;
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).await.ok()?;
@@ -245,7 +228,7 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Seen> {
 }
 
 /// One request as `curl` would send it.
-pub async fn request(
+pub(crate) async fn request(
     to: SocketAddr,
     method: &str,
     path: &str,
@@ -267,10 +250,6 @@ pub async fn request(
     let _ = stream.read_to_end(&mut answer).await;
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or(0);
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     (status, body.to_owned())
 }

@@ -34,6 +34,8 @@ struct State {
     batches: Vec<usize>,
     cancelled: BTreeSet<String>,
     away: bool,
+    panics: Option<&'static str>,
+    poison: Option<String>,
     claims: u64,
     extends: u64,
     receipts: u64,
@@ -41,7 +43,7 @@ struct State {
 
 /// The broker.
 #[derive(Default)]
-pub struct Broker {
+pub(crate) struct Broker {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     held: watch::Sender<bool>,
@@ -60,7 +62,7 @@ impl Broker {
         answer
     }
 
-    pub fn add(&self, queue: &str, new: NewJob) {
+    pub(crate) fn add(&self, queue: &str, new: NewJob) {
         let id = new.id.clone().unwrap().to_string();
         let job = Job {
             queue: queue.to_owned(),
@@ -75,58 +77,62 @@ impl Broker {
     }
 
     /// All settles of a job.
-    pub fn settles(&self, id: &str) -> Vec<Settle> {
+    pub(crate) fn settles(&self, id: &str) -> Vec<Settle> {
         let state = self.state.lock().unwrap();
-        state
-            .settles
-            .iter()
-            .filter(|(job, _)| job == id)
-            .map(|(_, settle)| settle.clone())
-            .collect()
+        state.settles.iter().filter(|(job, _)| job == id).map(|(_, settle)| settle.clone()).collect()
     }
 
-    pub fn settles_that(&self, fit: impl Fn(&Settle) -> bool) -> usize {
-        self.state
-            .lock()
-            .unwrap()
-            .settles
-            .iter()
-            .filter(|(_, settle)| fit(settle))
-            .count()
+    pub(crate) fn settles_that(&self, fit: impl Fn(&Settle) -> bool) -> usize {
+        self.state.lock().unwrap().settles.iter().filter(|(_, settle)| fit(settle)).count()
     }
 
-    pub fn settled(&self) -> usize {
+    pub(crate) fn settled(&self) -> usize {
         self.state.lock().unwrap().settles.len()
     }
 
-    pub fn batches(&self) -> Vec<usize> {
+    pub(crate) fn batches(&self) -> Vec<usize> {
         self.state.lock().unwrap().batches.clone()
     }
 
-    pub fn claims(&self) -> u64 {
+    pub(crate) fn claims(&self) -> u64 {
         self.state.lock().unwrap().claims
     }
 
-    pub fn extends(&self) -> u64 {
+    pub(crate) fn extends(&self) -> u64 {
         self.state.lock().unwrap().extends
     }
 
-    pub fn is_leased(&self, id: &str) -> bool {
+    pub(crate) fn is_leased(&self, id: &str) -> bool {
         self.state.lock().unwrap().jobs[id].receipt.is_some()
     }
 
     /// From now on every call fails, or none.
-    pub fn away(&self, away: bool) {
+    pub(crate) fn away(&self, away: bool) {
         self.with(|state| state.away = away);
     }
 
+    /// The next call of this name panics.
+    pub(crate) fn panic_at(&self, call: &'static str) {
+        self.with(|state| state.panics = Some(call));
+    }
+
+    fn panic_maybe(&self, call: &str) {
+        let due = self.state.lock().unwrap().panics.take_if(|due| *due == call);
+        assert!(due.is_none(), "{call} was told to panic");
+    }
+
+    /// A batch with the settle of this job is refused as a whole.
+    pub(crate) fn poison(&self, id: &str) {
+        self.with(|state| state.poison = state.jobs[id].receipt.clone().map(|receipt| receipt.0));
+    }
+
     /// Leases jobs, but keeps the answers to claims that don't wait.
-    pub fn hold_answers(&self, hold: bool) {
+    pub(crate) fn hold_answers(&self, hold: bool) {
         self.held.send_replace(hold);
     }
 
     /// Takes the lease of a job away.
-    pub fn lose(&self, id: &str) {
+    pub(crate) fn lose(&self, id: &str) {
         self.with(|state| {
             let job = state.jobs.get_mut(id).unwrap();
             job.receipt = None;
@@ -134,7 +140,7 @@ impl Broker {
         });
     }
 
-    pub fn cancel_job(&self, id: &str) {
+    pub(crate) fn cancel_job(&self, id: &str) {
         self.with(|state| state.cancelled.insert(id.to_owned()));
     }
 
@@ -191,10 +197,7 @@ fn lease(job: &mut Job, number: u64) -> Claimed {
 
 fn end(state: &mut State, settlement: Settlement) -> Result<()> {
     let Settlement { receipt, settle } = settlement;
-    let held = state
-        .jobs
-        .iter_mut()
-        .find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
+    let held = state.jobs.iter_mut().find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
     let Some((id, job)) = held else {
         return Err(Error::stale(&receipt));
     };
@@ -217,9 +220,7 @@ static CAPABILITIES: LazyLock<Capabilities> = LazyLock::new(|| Capabilities {
     fencing: true,
     atomic_settle: true,
     lease: Lease::Extendable,
-    delay: Some(Delay {
-        max: Limits::MAX_DELAY,
-    }),
+    delay: Some(Delay { max: Limits::MAX_DELAY }),
     pause: true,
     inspect: true,
     cancel: true,
@@ -248,11 +249,7 @@ impl Driver for Broker {
             new.id = Some(id.clone());
             if self.state.lock().unwrap().jobs.contains_key(id.as_str()) {
                 let state = JobState::Ready;
-                return Ok(Enqueued::Duplicate {
-                    id,
-                    state,
-                    outcome: None,
-                });
+                return Ok(Enqueued::Duplicate { id, state, outcome: None });
             }
             self.add(queue.as_str(), new);
             Ok(Enqueued::Created { id })
@@ -261,6 +258,7 @@ impl Driver for Broker {
     }
 
     async fn claim(&self, queue: &QueueName, claim: Claim) -> Result<Vec<Claimed>> {
+        self.panic_maybe("claim");
         self.state.lock().unwrap().claims += 1;
         let mut changed = self.changed.subscribe();
         let deadline = Instant::now() + claim.wait;
@@ -290,13 +288,11 @@ impl Driver for Broker {
         _: Duration,
     ) -> Result<Vec<Result<Extension>>> {
         self.check()?;
+        self.panic_maybe("extend");
         Ok(self.with(|state| {
             state.extends += 1;
             let extend = |receipt: Receipt| {
-                let held = state
-                    .jobs
-                    .iter()
-                    .find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
+                let held = state.jobs.iter().find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
                 let (id, _) = held.ok_or_else(|| Error::stale(&receipt))?;
                 Ok(Extension {
                     lease_until: Timestamp::from_millis(0),
@@ -309,14 +305,16 @@ impl Driver for Broker {
 
     async fn settle(&self, _: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         self.check()?;
+        self.panic_maybe("settle");
+        let poison = self.state.lock().unwrap().poison.clone();
+        if settlements.iter().any(|settlement| Some(&settlement.receipt.0) == poison.as_ref()) {
+            return Err(Error::invalid("one of them is poisoned"));
+        }
         // A round trip, so that others pile up behind it.
         tokio::time::sleep(Duration::from_millis(2)).await;
         Ok(self.with(|state| {
             state.batches.push(settlements.len());
-            settlements
-                .into_iter()
-                .map(|settlement| end(state, settlement))
-                .collect()
+            settlements.into_iter().map(|settlement| end(state, settlement)).collect()
         }))
     }
 

@@ -1,13 +1,7 @@
 //! A broker and an app that do as they are told.
-#![allow(
-    dead_code,
-    missing_docs,
-    unreachable_pub,
-    reason = "each test binary uses its part"
-)]
 
-pub mod app;
-pub mod broker;
+pub(crate) mod app;
+pub(crate) mod broker;
 
 use app::App;
 use broker::Broker;
@@ -30,10 +24,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes longer unless it is broken.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Waits until `condition` holds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let deadline = Instant::now() + DEADLINE;
     while !condition().await {
         assert!(Instant::now() < deadline, "not in time: {what}");
@@ -42,7 +36,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn
 }
 
 /// `broker` as a server, with a token in `directory`; gives what a policy says of it.
-pub async fn serve(broker: Arc<Broker>, directory: &TempDir) -> BrokerAccess {
+pub(crate) async fn serve(broker: DynDriver, directory: &TempDir) -> BrokerAccess {
     let token_file = directory.path().join("broker-token");
     std::fs::write(&token_file, "let-me-in").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -51,14 +45,10 @@ pub async fn serve(broker: Arc<Broker>, directory: &TempDir) -> BrokerAccess {
     let tokens = Arc::new(Tokens::fixed(["let-me-in"]));
     let router = broker_router(broker, tokens, ApiLimits::default(), stop.clone());
     tokio::spawn(server::serve(listener, router, ServeLimits::default(), stop));
-    BrokerAccess {
-        name: "default".to_owned(),
-        url,
-        token_file: token_file.to_str().unwrap().to_owned(),
-    }
+    BrokerAccess { name: "default".to_owned(), url, token_file: token_file.to_str().unwrap().to_owned() }
 }
 
-pub fn queue(name: &str) -> QueuePolicy {
+pub(crate) fn queue(name: &str) -> QueuePolicy {
     QueuePolicy {
         name: name.to_owned(),
         physical: format!("test.shop.{name}").parse().unwrap(),
@@ -77,17 +67,14 @@ pub fn queue(name: &str) -> QueuePolicy {
     }
 }
 
-pub fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
+pub(crate) fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
     WorkerPolicy {
         version: WorkerPolicy::VERSION,
         namespace: "shop".to_owned(),
         worker: "mailer".to_owned(),
         concurrency: 4,
         drain_timeout: Duration::from_secs(60),
-        handler: Handler::Http {
-            port,
-            path: "/jobs".to_owned(),
-        },
+        handler: Handler::Http { port, path: "/jobs".to_owned() },
         brokers: vec![BrokerAccess {
             name: "default".to_owned(),
             url: "http://broker.test".to_owned(),
@@ -98,27 +85,27 @@ pub fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
     }
 }
 
-pub fn job(id: &str, job_type: &str) -> NewJob {
+pub(crate) fn job(id: &str, job_type: &str) -> NewJob {
     NewJob::new(job_type, Payload::json("{\"n\":1}")).with_id(JobId::new(id).unwrap())
 }
 
 /// A sidecar between a broker and an app.
-pub struct Pod {
-    pub broker: Arc<Broker>,
-    pub app: App,
-    pub sidecar: Option<Sidecar>,
-    pub directory: TempDir,
-    pub policy: WorkerPolicy,
+pub(crate) struct Pod {
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) app: App,
+    pub(crate) sidecar: Option<Sidecar>,
+    pub(crate) directory: TempDir,
+    pub(crate) policy: WorkerPolicy,
     api: std::net::SocketAddr,
     admin: std::net::SocketAddr,
 }
 
 impl Pod {
-    pub async fn start(change: impl FnOnce(&mut WorkerPolicy)) -> Self {
+    pub(crate) async fn start(change: impl FnOnce(&mut WorkerPolicy)) -> Self {
         Self::with(App::start().await, change).await
     }
 
-    pub async fn with(app: App, change: impl FnOnce(&mut WorkerPolicy)) -> Self {
+    pub(crate) async fn with(app: App, change: impl FnOnce(&mut WorkerPolicy)) -> Self {
         let mut policy = policy(app.port(), &["emails"]);
         change(&mut policy);
         let broker = Arc::new(Broker::default());
@@ -148,63 +135,60 @@ impl Pod {
     }
 
     /// Rewrites the policy file.
-    pub fn change(&mut self, change: impl FnOnce(&mut WorkerPolicy)) {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut WorkerPolicy)) {
         change(&mut self.policy);
         write(&self.directory, &self.policy);
     }
 
-    pub fn policy_file(&self) -> PathBuf {
+    pub(crate) fn policy_file(&self) -> PathBuf {
         self.directory.path().join("policy.json")
     }
 
-    pub fn token_file(&self) -> PathBuf {
+    pub(crate) fn token_file(&self) -> PathBuf {
         self.directory.path().join("token")
     }
 
-    pub fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         std::fs::read_to_string(self.token_file()).unwrap()
     }
 
-    pub fn api(&self) -> std::net::SocketAddr {
+    pub(crate) fn api(&self) -> std::net::SocketAddr {
         self.api
     }
 
-    pub fn sidecar(&self) -> &Sidecar {
+    pub(crate) fn sidecar(&self) -> &Sidecar {
         self.sidecar.as_ref().unwrap()
     }
 
     /// Asks the admin port.
-    pub async fn admin(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn admin(&self, path: &str) -> (u16, String) {
         app::request(self.admin, "GET", path, &[], b"").await
     }
 
-    pub async fn status(&self) -> serde_json::Value {
+    pub(crate) async fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.admin("/status").await.1).unwrap()
     }
 
     /// Asks the local API as the app would.
-    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
         let token = format!("Bearer {}", self.token());
         let mut all = vec![("authorization", token.as_str())];
         all.extend_from_slice(headers);
         app::request(self.api, "POST", path, &all, body).await
     }
 
-    pub fn enqueue(&self, id: &str, job_type: &str) {
+    pub(crate) fn enqueue(&self, id: &str, job_type: &str) {
         self.broker.add("test.shop.emails", job(id, job_type));
     }
 
     /// Waits until the broker was told `id`'s end and gives it.
-    pub async fn settled(&self, id: &str) -> longshore_drivers::Settle {
-        eventually(&format!("{id} settled"), || async {
-            !self.broker.settles(id).is_empty()
-        })
-        .await;
+    pub(crate) async fn settled(&self, id: &str) -> longshore_drivers::Settle {
+        eventually(&format!("{id} settled"), || async { !self.broker.settles(id).is_empty() }).await;
         self.broker.settles(id).remove(0)
     }
 }
 
-pub fn write(directory: &TempDir, policy: &WorkerPolicy) {
+pub(crate) fn write(directory: &TempDir, policy: &WorkerPolicy) {
     let fresh = directory.path().join("policy.new");
     std::fs::write(&fresh, serde_json::to_vec(policy).unwrap()).unwrap();
     std::fs::rename(fresh, directory.path().join("policy.json")).unwrap();
