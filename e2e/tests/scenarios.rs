@@ -1,5 +1,7 @@
 //! Runs the scenarios on the cluster, several at once, those that disturb the others alone and last.
 
+#![expect(clippy::print_stdout, reason = "the closing line is for whoever runs it")]
+
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{

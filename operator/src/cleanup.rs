@@ -1,9 +1,9 @@
 //! Removing our finalizers, so that objects and namespaces can go away when no operator is there to do it.
 
-use crate::{cli::Scoped, context::Scope};
+use crate::{cli::Cleanup, context::Scope};
 use anyhow::{Context as _, ensure};
 use futures::{StreamExt, stream};
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, api::apps::v1::Deployment};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ListParams, Patch, PatchParams},
@@ -25,14 +25,24 @@ const CONFLICTS: usize = 10;
 /// An operator that still runs may put finalizers back; one that was about to end does so once.
 const PASSES: usize = 5;
 const BETWEEN_PASSES: Duration = Duration::from_secs(1);
+/// How long the operator gets to end before its finalizers are removed.
+const OPERATOR_ENDS: Duration = Duration::from_secs(20);
 
 /// Removes our finalizers from everything in scope.
 ///
 /// # Errors
 /// Some could not be removed, or came back.
-pub(crate) async fn cleanup(scope: &Scoped) -> anyhow::Result<()> {
+pub(crate) async fn cleanup(settings: &Cleanup) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("failed to find the API server")?;
-    let scopes = Scope::of(&scope.watch_namespaces);
+    if let Some((namespace, name)) = settings.operator_deployment.split_once('/') {
+        let stopped = tokio::time::timeout(OPERATOR_ENDS, stop_operator(&client, namespace, name)).await;
+        if let Err(error) =
+            stopped.unwrap_or_else(|_| Err(anyhow::anyhow!("it took longer than {OPERATOR_ENDS:?}")))
+        {
+            tracing::warn!(error = format!("{error:#}"), "the operator was not stopped first");
+        }
+    }
+    let scopes = Scope::of(&settings.scope.watch_namespaces);
     let (removed, left) = tokio::time::timeout(DEADLINE, until_gone(&client, &scopes, BETWEEN_PASSES))
         .await
         .with_context(|| format!("finalizers were not removed within {DEADLINE:?}"))?;
@@ -42,6 +52,20 @@ pub(crate) async fn cleanup(scope: &Scoped) -> anyhow::Result<()> {
         "{left} finalizers or lists of objects could not be dealt with, or finalizers came back: is an operator still running?"
     );
     Ok(())
+}
+
+/// Scales the operator to nothing and waits until it is gone: one that runs would put finalizers back.
+async fn stop_operator(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()> {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let patch = json!({ "spec": { "replicas": 0 } });
+    api.patch_scale(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    loop {
+        let scale = api.get_scale(name).await?;
+        if scale.status.is_none_or(|status| status.replicas == 0) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }
 
 /// What a look at everything came to.

@@ -19,7 +19,7 @@ enum Command {
     Run(Settings),
     /// Remove Longshore's finalizers, so that namespaces can go away without the operator. The chart runs it before it is
     /// uninstalled.
-    Cleanup(Scoped),
+    Cleanup(Cleanup),
 }
 
 /// The part of the cluster that is looked after.
@@ -28,6 +28,16 @@ pub(crate) struct Scoped {
     /// Namespaces to watch, separated by commas; all of them without it.
     #[arg(long, env = "LONGSHORE_WATCH_NAMESPACES", value_delimiter = ',')]
     pub(crate) watch_namespaces: Vec<String>,
+}
+
+/// What the removal of finalizers needs to know.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Cleanup {
+    #[command(flatten)]
+    pub(crate) scope: Scoped,
+    /// The operator's Deployment, as namespace/name: it is stopped first, or it would put finalizers back.
+    #[arg(long, env = "LONGSHORE_OPERATOR_DEPLOYMENT", default_value = "")]
+    pub(crate) operator_deployment: String,
 }
 
 /// What the controllers need to know.

@@ -75,6 +75,10 @@ pub(super) async fn reconcile(seen: Arc<Workflow>, context: &Context) -> Result<
 impl Run<'_> {
     /// Folds what is new, commits, performs what is owed; again while that gave new events.
     async fn advance(&mut self) -> Result<Action> {
+        // Whoever uninstalled Longshore took the finalizer away; here it is needed again.
+        if self.object.metadata.deletion_timestamp.is_none() {
+            self.set_finalizer(true).await?;
+        }
         let mut fresh = self.requests();
         for _ in 0..MAX_ROUNDS {
             let arrived = self.context.inbox.take(&self.uid);
