@@ -12,11 +12,11 @@ CLUSTER_SCOPED = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding
 # Kind and number, per set of values; what is not named must not be there.
 EXPECTED = {
     "default": {
-        "CustomResourceDefinition": 4, "ClusterRole": 4, "ClusterRoleBinding": 2, "Role": 1, "RoleBinding": 1,
+        "CustomResourceDefinition": 4, "ClusterRole": 4, "ClusterRoleBinding": 2, "Role": 2, "RoleBinding": 2,
         "ServiceAccount": 2, "Deployment": 1, "Service": 1, "PodDisruptionBudget": 1, "Job": 1,
     },
     "namespaced": {
-        "Role": 5, "RoleBinding": 5,
+        "Role": 6, "RoleBinding": 6,
         "ServiceAccount": 2, "Deployment": 1, "Service": 1, "PodDisruptionBudget": 1, "Job": 1,
     },
     "single": {
@@ -27,7 +27,7 @@ EXPECTED = {
         "CustomResourceDefinition": 4, "Deployment": 1, "Service": 1, "PodDisruptionBudget": 1, "Job": 1,
     },
     "everything": {
-        "CustomResourceDefinition": 4, "ClusterRole": 2, "Role": 5, "RoleBinding": 5,
+        "CustomResourceDefinition": 4, "ClusterRole": 2, "Role": 6, "RoleBinding": 6,
         "ServiceAccount": 2, "Deployment": 1, "Service": 1, "Job": 1,
     },
 }
