@@ -16,6 +16,17 @@ pub fn signal(pod: &Pod, container: &str, signal: &str) -> Result<()> {
     Ok(())
 }
 
+/// Resident memory of the first process of `container` in `pod`, in MiB.
+///
+/// # Errors
+/// When there is no such process on this machine.
+pub fn resident_mib(pod: &Pod, container: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process(pod, container)?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}
+
 fn process(pod: &Pod, container: &str) -> Result<u32> {
     let status = pod.status.as_ref().context("pod without status")?;
     let statuses =
