@@ -21,6 +21,8 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) backoff: Backoff,
+    /// What follows a commit and needn't be waited for: acknowledgements, Events. Losing it does no harm.
+    pub(crate) background: tokio_util::task::TaskTracker,
     /// Queues, by namespace and name, that have work they had not before.
     pub(crate) woken: tokio::sync::broadcast::Sender<(String, String)>,
     /// Completions on their way to their workflows.

@@ -32,10 +32,12 @@ use tokio::{
     sync::broadcast,
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long controllers get to end what they are at.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
+/// How long acknowledgements and Events on their way get.
+const BACKGROUND_DEADLINE: Duration = Duration::from_secs(2);
 /// How long giving the lease back may take.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(6);
 
@@ -123,6 +125,7 @@ async fn lead(
         lookup,
         metrics,
         backoff: Backoff::default(),
+        background: TaskTracker::new(),
         woken: broadcast::channel(1024).0,
         inbox: workflows::Inbox::default(),
         memory: workflows::Memory::default(),
@@ -143,6 +146,10 @@ async fn lead(
     stop.cancelled().await;
     if tokio::time::timeout(SHUTDOWN_DEADLINE, join_all(controllers)).await.is_err() {
         tracing::warn!("controllers did not end in time");
+    }
+    context.background.close();
+    if tokio::time::timeout(BACKGROUND_DEADLINE, context.background.wait()).await.is_err() {
+        tracing::debug!("acknowledgements or Events were cut off");
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub(super) fn is_waiting(workflow: &Workflow) -> bool {
 
 /// What is folded and committed together.
 pub(super) struct Run<'a> {
-    pub(super) context: &'a Context,
+    pub(super) context: &'a Arc<Context>,
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) uid: String,
@@ -40,7 +40,7 @@ pub(super) struct Run<'a> {
 }
 
 /// Looks at a workflow.
-pub(super) async fn reconcile(seen: Arc<Workflow>, context: &Context) -> Result<Action> {
+pub(super) async fn reconcile(seen: Arc<Workflow>, context: &Arc<Context>) -> Result<Action> {
     let uid = seen.uid().ok_or(Error::Incomplete("uid"))?;
     let namespace = seen.namespace().ok_or(Error::Incomplete("namespace"))?;
     let object = context.memory.newest(&uid, seen);
@@ -89,6 +89,7 @@ impl Run<'_> {
             if !self.fold_and_commit(events, &arrived, now).await? {
                 return Ok(Action::requeue(Duration::from_millis(20)));
             }
+            self.acknowledge(arrived);
             if self.state.is_terminal() {
                 return self.after_the_end().await;
             }
@@ -149,7 +150,6 @@ impl Run<'_> {
         }
         self.state = next;
         self.context.metrics.completion_applied(arrived.len() as u64);
-        acknowledge_all(self.context, arrived).await;
         Ok(true)
     }
 
@@ -175,7 +175,7 @@ impl Run<'_> {
             Ok(Some(stored)) => {
                 self.object = Arc::new(stored);
                 self.context.memory.committed(&self.uid, self.object.clone());
-                self.announce(&before).await;
+                self.announce(&before);
                 Ok(true)
             }
             Ok(None) => {
@@ -186,11 +186,27 @@ impl Run<'_> {
         }
     }
 
-    async fn announce(&self, before: &WorkflowStatus) {
-        let Some(after) = &self.object.status else { return };
-        for (warning, reason, note) in report::news(before, after) {
-            event(self.context, self.object.as_ref(), warning, &reason, "Advance", note).await;
+    /// After the commit that contains them; the next step needn't wait for it.
+    fn acknowledge(&self, arrived: Vec<Arrived>) {
+        if !arrived.is_empty() {
+            let context = self.context.clone();
+            self.context.background.spawn(async move { acknowledge_all(&context, &arrived).await });
         }
+    }
+
+    /// Tells people what changed; the next step needn't wait for it.
+    fn announce(&self, before: &WorkflowStatus) {
+        let Some(after) = &self.object.status else { return };
+        let news = report::news(before, after);
+        if news.is_empty() {
+            return;
+        }
+        let (context, object) = (self.context.clone(), self.object.clone());
+        self.context.background.spawn(async move {
+            for (warning, reason, note) in news {
+                event(&context, object.as_ref(), warning, &reason, "Advance", note).await;
+            }
+        });
     }
 
     /// Keeps events for the next write.
