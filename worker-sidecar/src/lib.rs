@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod cli;
+mod connect;
 pub mod drain;
 pub mod hooks;
 pub mod outcome;

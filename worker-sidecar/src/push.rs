@@ -1,6 +1,7 @@
 //! Hands one job to the app and reads the answer.
 
 use crate::{
+    connect::AppConnector,
     headers::{self, Refinement},
     outcome::{Answer, Body, Response},
 };
@@ -9,7 +10,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
 use longshore_drivers::{Limits, Payload, Timestamp};
@@ -22,8 +23,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// the job, and that costs an attempt. Common servers keep idle connections for two seconds or more, so a connection
 /// that is never idle for longer than this is not one they are about to close; opening another costs microseconds.
 const IDLE: Duration = Duration::from_secs(1);
-/// A connection on localhost that takes longer is none.
-const CONNECT: Duration = Duration::from_secs(2);
 /// Bytes of the head of an answer.
 const HEAD: usize = 64 * 1024;
 /// A body that is no result is read this far, so that its connection can be used again, and then dropped.
@@ -34,21 +33,18 @@ const DISCARD_FOR: Duration = Duration::from_secs(1);
 /// The connections to the app.
 #[derive(Debug, Clone)]
 pub(crate) struct Pusher {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<AppConnector, Full<Bytes>>,
 }
 
 impl Pusher {
     pub(crate) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .http1_max_buf_size(HEAD)
             // Only requests of which nothing was written are sent again: the client still owns those.
             .retry_canceled_requests(true)
-            .build(connector);
+            .build(AppConnector::new());
         Self { client }
     }
 
