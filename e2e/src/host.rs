@@ -1,8 +1,22 @@
 //! Processes of containers on this machine: images from scratch have no shell, so they are signalled from outside.
 
+use crate::wait::eventually;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use std::fs;
+use kube::Api;
+use std::{fs, time::Duration};
+
+/// Kills the first process of `container` in the pod `name`. Right after a restart the pod's status may still name the
+/// container before, so it is looked at until the process is found.
+///
+/// # Errors
+/// When there is no such process on this machine for a minute.
+pub async fn kill(pods: &Api<Pod>, name: &str, container: &str) -> Result<()> {
+    eventually(&format!("{container} of {name} to be killed"), Duration::from_secs(60), || async {
+        signal(&pods.get(name).await?, container, "KILL")
+    })
+    .await
+}
 
 /// Sends `signal` (`KILL`, `STOP`, `CONT`) to the first process of `container` in `pod`.
 ///

@@ -23,8 +23,7 @@ async fn broker_killed_nothing_acknowledged_is_lost(world: World) -> Result<()> 
     let mut acknowledged = Vec::new();
     for _ in 0..3 {
         acknowledged.extend(world.enqueue("work", vec![("job", json!({ "sleep": 0.05 })); 100]).await?);
-        let pod: Pod = world.get("default-broker-0").await?;
-        host::signal(&pod, "broker", "KILL")?;
+        host::kill(&world.api(), "default-broker-0", "broker").await?;
     }
     let all = |ledger: &crate::ledger::Ledger| {
         let done = ledger.started("job");
@@ -47,7 +46,7 @@ async fn sidecar_killed_its_jobs_return_within_a_lease(world: World) -> Result<(
         })
         .await?;
     let pod = world.worker_pods("work").await?.into_iter().next().context("no pod")?;
-    host::signal(&pod, "longshore-sidecar", "KILL")?;
+    host::kill(&world.api(), &pod.name_any(), "longshore-sidecar").await?;
     let ledger = world
         .ledger_shows("the jobs to be started again", Duration::from_secs(40), |ledger| {
             ensure!(ledger.starts("slow") >= 10, "{} starts", ledger.starts("slow"));
@@ -96,14 +95,7 @@ async fn kill_operator(world: &World) -> Result<()> {
     let api: Api<Pod> = Api::namespaced(world.cluster.client.clone(), "longshore-system");
     let pods = api.list(&ListParams::default().labels("app.kubernetes.io/component=operator")).await?;
     for pod in pods.items {
-        // A pod that has just been killed has no process: the next one is met by the next kill.
-        if let Err(error) = host::signal(&pod, "operator", "KILL") {
-            tracing_free_note(&pod.name_any(), &error);
-        }
+        host::kill(&api, &pod.name_any(), "operator").await?;
     }
     Ok(())
-}
-
-fn tracing_free_note(pod: &str, error: &anyhow::Error) {
-    eprintln!("{pod} was not killed: {error:#}");
 }
