@@ -1,130 +1,199 @@
 //! Puts the sidecar into a pod template. Pure: JSON in, JSON out.
+//!
+//! What is put in is a value of its own, an [`Injection`], which is kept with the Deployment: a newer operator goes on
+//! with the one that runs until the Worker's own template changes. So [`Injection::into_template`] has to go on doing with an
+//! old one what it did when that was made.
 
-use crate::{broker::token_secret_name, cli::Settings};
+use crate::{apply::child_name, broker::token_secret_name, cli::Settings};
 use longshore_crds::{WorkerSpec, label};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// The sidecar's container.
 pub(super) const SIDECAR: &str = "longshore-sidecar";
 /// The sidecar's port for the cluster.
 pub(super) const ADMIN_PORT: u16 = 7421;
-const API_URL: &str = "http://127.0.0.1:7420";
-const TOKEN_DIR: &str = "/var/run/longshore/token";
+/// The sidecar's port for its pod.
+pub(super) const API_PORT: u16 = 7420;
+/// Where containers of the pod find the token for the sidecar's API.
+pub(super) const TOKEN_DIR: &str = "/var/run/longshore/token";
+/// The names of volumes that begin so are ours.
+pub(super) const VOLUME_PREFIX: &str = "longshore-";
 const STOP_HOOK: &str = "/hooks/app-stop";
+const POLICY_VOLUME: &str = "longshore-policy";
+const TOKEN_VOLUME: &str = "longshore-token";
 /// Seconds that a pod has beyond its drain timeout: for settles, the app's own end and the sidecar's.
-pub(super) const GRACE_BEYOND_DRAIN: i64 = 45;
+const GRACE_BEYOND_DRAIN: i64 = 45;
 
 /// What goes into a template beside what the user wrote.
-pub(super) struct Injection<'a> {
-    pub(super) worker: &'a str,
-    pub(super) spec: &'a WorkerSpec,
-    pub(super) settings: &'a Settings,
-    pub(super) image: &'a str,
-    pub(super) policy: &'a str,
-    /// The names of the Brokers of its queues, each once, in order.
-    pub(super) brokers: &'a [String],
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Injection {
+    labels: BTreeMap<String, String>,
+    grace_seconds: i64,
+    app: AppPart,
+    sidecar: Value,
+    volumes: Vec<Value>,
 }
 
-impl Injection<'_> {
-    /// The pod template of the Deployment.
-    pub(super) fn template(&self) -> Value {
-        let mut template = self.spec.template.0.clone();
+/// What goes into each container of the app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AppPart {
+    env: Vec<Value>,
+    volume_mounts: Vec<Value>,
+    pre_stop: Value,
+}
+
+impl Injection {
+    /// What this operator puts into the pods of a Worker. `brokers` are those of its queues, each once.
+    pub(super) fn new(
+        worker: &str,
+        spec: &WorkerSpec,
+        settings: &Settings,
+        policy: &str,
+        brokers: &[String],
+    ) -> Self {
+        Self {
+            labels: BTreeMap::from([(label::WORKER.to_owned(), worker.to_owned())]),
+            grace_seconds: grace_seconds(spec),
+            app: AppPart {
+                env: vec![
+                    json!({ "name": "LONGSHORE_URL", "value": format!("http://127.0.0.1:{API_PORT}") }),
+                    json!({ "name": "LONGSHORE_TOKEN_FILE", "value": format!("{TOKEN_DIR}/token") }),
+                    json!({ "name": "LONGSHORE_WORKER", "value": worker }),
+                ],
+                volume_mounts: vec![
+                    json!({ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true }),
+                ],
+                pre_stop: json!({ "httpGet": { "path": STOP_HOOK, "port": ADMIN_PORT, "scheme": "HTTP" } }),
+            },
+            sidecar: sidecar(spec, settings, brokers),
+            volumes: volumes(policy, brokers),
+        }
+    }
+
+    /// The one that was kept with a Deployment.
+    pub(super) fn kept(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// The sidecar's image.
+    pub(super) fn image(&self) -> &str {
+        self.sidecar["image"].as_str().unwrap_or_default()
+    }
+
+    /// The user's template with all of it in.
+    pub(super) fn into_template(self, written: &Value) -> Value {
+        let mut template = written.clone();
         let labels = object(&mut template, &["metadata", "labels"]);
-        labels.insert(label::WORKER.to_owned(), json!(self.worker));
-        labels.insert(label::MANAGED_BY.to_owned(), json!(label::MANAGED_BY_VALUE));
+        labels.extend(self.labels.into_iter().map(|(name, value)| (name, Value::String(value))));
         let pod = object(&mut template, &["spec"]);
-        let grace = i64::try_from(self.spec.drain_timeout.get().as_secs()).unwrap_or(0) + GRACE_BEYOND_DRAIN;
-        let asked = pod.get("terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
-        pod.insert("terminationGracePeriodSeconds".to_owned(), json!(asked.max(grace)));
+        let asked = pod.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
+        let grace = asked.unwrap_or(0).max(self.grace_seconds);
+        pod.insert("terminationGracePeriodSeconds".to_owned(), json!(grace));
         for container in list(pod, "containers") {
-            self.app(container);
+            self.app.put_into(container);
         }
         // The last init container that stays starts right before the app and stops right after it.
-        list(pod, "initContainers").push(self.sidecar());
-        list(pod, "volumes").extend(self.volumes());
+        list(pod, "initContainers").push(self.sidecar);
+        list(pod, "volumes").extend(self.volumes);
         template
     }
+}
 
-    fn app(&self, container: &mut Value) {
-        let Some(container) = container.as_object_mut() else {
-            return;
-        };
-        let names: Vec<_> = list(container, "env")
-            .iter()
-            .filter_map(|item| item["name"].as_str().map(str::to_owned))
-            .collect();
-        let ours = [
-            ("LONGSHORE_URL", API_URL.to_owned()),
-            ("LONGSHORE_TOKEN_FILE", format!("{TOKEN_DIR}/token")),
-            ("LONGSHORE_WORKER", self.worker.to_owned()),
-        ];
-        let missing = ours.into_iter().filter(|(name, _)| !names.iter().any(|taken| taken == name));
-        list(container, "env").extend(missing.map(|(name, value)| json!({ "name": name, "value": value })));
-        list(container, "volumeMounts")
-            .push(json!({ "name": "longshore-token", "mountPath": TOKEN_DIR, "readOnly": true }));
-        let mut holder = Value::Object(std::mem::take(container));
-        let lifecycle = object(&mut holder, &["lifecycle"]);
-        if !lifecycle.contains_key("preStop") {
-            lifecycle.insert(
-                "preStop".to_owned(),
-                json!({ "httpGet": { "path": STOP_HOOK, "port": ADMIN_PORT, "scheme": "HTTP" } }),
-            );
+impl AppPart {
+    fn put_into(&self, container: &mut Value) {
+        let lifecycle = object(container, &["lifecycle"]);
+        if lifecycle.get("preStop").is_none_or(Value::is_null) {
+            lifecycle.insert("preStop".to_owned(), self.pre_stop.clone());
         }
-        if let Value::Object(changed) = holder {
-            *container = changed;
+        let container = object(container, &[]);
+        let env = list(container, "env");
+        for variable in &self.env {
+            if !env.iter().any(|taken| taken["name"] == variable["name"]) {
+                env.push(variable.clone());
+            }
         }
+        list(container, "volumeMounts").extend(self.volume_mounts.iter().cloned());
     }
+}
 
-    fn sidecar(&self) -> Value {
-        let probe = |path: &str, period: u32, failures: u32| json!({ "httpGet": { "path": path, "port": ADMIN_PORT, "scheme": "HTTP" }, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures });
-        let mut mounts = vec![
-            json!({ "name": "longshore-policy", "mountPath": "/etc/longshore/policy", "readOnly": true }),
-            json!({ "name": "longshore-token", "mountPath": TOKEN_DIR }),
-        ];
-        mounts.extend(self.brokers.iter().map(
-            |broker| json!({ "name": volume_of(broker), "mountPath": token_dir(broker), "readOnly": true }),
-        ));
-        json!({
-            "name": SIDECAR,
-            "image": self.image,
-            "imagePullPolicy": self.settings.image_pull_policy,
-            "restartPolicy": "Always",
-            "env": [{ "name": "MIMALLOC_ALLOW_THP", "value": "0" }, { "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }],
-            "ports": [{ "name": "lsh-admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
-            "startupProbe": probe("/livez", 1, 60),
-            "readinessProbe": probe("/readyz", 2, 3),
-            "livenessProbe": probe("/livez", 10, 6),
-            "lifecycle": { "preStop": { "exec": { "command": ["/longshore-worker-sidecar", "drain"] } } },
-            "resources": { "requests": { "cpu": "10m", "memory": "16Mi" }, "limits": { "memory": self.memory() } },
-            "securityContext": {
-                "allowPrivilegeEscalation": false,
-                "readOnlyRootFilesystem": true,
-                "runAsNonRoot": true,
-                "runAsUser": 65532,
-                "runAsGroup": 65532,
-                "capabilities": { "drop": ["ALL"] },
-                "seccompProfile": { "type": "RuntimeDefault" },
-            },
-            "volumeMounts": mounts,
-        })
-    }
+/// How long a pod may take to end.
+pub(super) fn grace_seconds(spec: &WorkerSpec) -> i64 {
+    let drain = spec.drain_timeout.get().as_millis().div_ceil(1000);
+    i64::try_from(drain).unwrap_or(i64::MAX / 2) + GRACE_BEYOND_DRAIN
+}
 
-    /// Room for payloads and results in flight, which the sidecar bounds at 64 MiB, and a little for each job.
-    fn memory(&self) -> String {
-        format!("{}Mi", 160 + self.spec.concurrency / 8)
-    }
+/// The sidecar's memory limit: payloads and results in flight, which it bounds at 64 MiB, twice over, and a little for
+/// each job. In coarse steps, because another limit is a rollout.
+pub(super) fn memory_mib(spec: &WorkerSpec) -> u32 {
+    160 + 32 * spec.concurrency.div_ceil(128)
+}
 
-    fn volumes(&self) -> Vec<Value> {
-        let mut volumes = vec![
-            json!({ "name": "longshore-policy", "configMap": { "name": self.policy } }),
-            json!({ "name": "longshore-token", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
-        ];
-        volumes.extend(self.brokers.iter().map(|broker| {
-            let items = json!([{ "key": "current", "path": "current" }]);
-            json!({ "name": volume_of(broker), "secret": { "secretName": token_secret_name(broker), "items": items, "defaultMode": 0o444 } })
-        }));
-        volumes
-    }
+fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[String]) -> Value {
+    let mut mounts = vec![
+        json!({ "name": POLICY_VOLUME, "mountPath": "/etc/longshore/policy", "readOnly": true }),
+        json!({ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR }),
+    ];
+    mounts.extend(brokers.iter().map(
+        |broker| json!({ "name": volume_of(broker), "mountPath": token_dir(broker), "readOnly": true }),
+    ));
+    json!({
+        "name": SIDECAR,
+        "image": settings.sidecar_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "restartPolicy": "Always",
+        "env": [{
+            "name": "POD_NAME",
+            "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } },
+        }],
+        "ports": [{ "name": "lsh-admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
+        "startupProbe": probe("/livez", 1, 60),
+        "readinessProbe": probe("/readyz", 2, 3),
+        "livenessProbe": probe("/livez", 10, 6),
+        "lifecycle": { "preStop": { "exec": { "command": ["/longshore-worker-sidecar", "drain"] } } },
+        "resources": {
+            "requests": { "cpu": "10m", "memory": "16Mi" },
+            "limits": { "memory": format!("{}Mi", memory_mib(spec)) },
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "runAsNonRoot": true,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "volumeMounts": mounts,
+    })
+}
+
+fn probe(path: &str, period: u32, failures: u32) -> Value {
+    json!({
+        "httpGet": { "path": path, "port": ADMIN_PORT, "scheme": "HTTP" },
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    })
+}
+
+fn volumes(policy: &str, brokers: &[String]) -> Vec<Value> {
+    let mut volumes = vec![
+        json!({ "name": POLICY_VOLUME, "configMap": { "name": policy } }),
+        json!({ "name": TOKEN_VOLUME, "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
+    ];
+    volumes.extend(brokers.iter().map(|broker| {
+        let secret = json!({
+            "secretName": token_secret_name(broker),
+            "items": [{ "key": "current", "path": "current" }],
+            "defaultMode": 0o444,
+        });
+        json!({ "name": volume_of(broker), "secret": secret })
+    }));
+    volumes
 }
 
 /// The folder with a broker's token, in the sidecar.
@@ -133,12 +202,7 @@ pub(super) fn token_dir(broker: &str) -> String {
 }
 
 fn volume_of(broker: &str) -> String {
-    crate::apply::child_name(broker, "-lsh-broker", 63)
-}
-
-/// Names that the injection uses; the template may not.
-pub(super) fn is_reserved_volume(name: &str) -> bool {
-    matches!(name, "longshore-policy" | "longshore-token") || name.ends_with("-lsh-broker")
+    child_name(&format!("{VOLUME_PREFIX}broker-{broker}"), "", 63)
 }
 
 /// App containers that bring a preStop hook of their own.
@@ -151,13 +215,12 @@ pub(super) fn own_hooks(template: &Value) -> Vec<&str> {
 
 /// The object at `path`, made where it is missing.
 fn object<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut Map<String, Value> {
-    let mut at = value;
-    for name in path {
+    let at = path.iter().fold(value, |at, name| {
         if !at.is_object() {
             *at = json!({});
         }
-        at = &mut at[*name];
-    }
+        &mut at[*name]
+    });
     if !at.is_object() {
         *at = json!({});
     }

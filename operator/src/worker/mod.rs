@@ -1,118 +1,163 @@
 //! Workers: a Deployment with the sidecar in it, scaled to the work.
 
+mod act;
 mod build;
+#[cfg(test)]
+mod fixture;
 mod inject;
+mod memory;
 mod observe;
 mod pods;
 mod policy;
 mod report;
+mod rollout;
 mod scale;
+mod seat;
 mod validate;
+mod victims;
 
 use crate::{
-    apply::{apply, replace_status},
+    apply::replace_status,
     context::{Context, Scope},
     error::{Error, Result},
     reporting::{self, event, guarded},
 };
-use futures::StreamExt;
-use inject::Injection;
-use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::ConfigMap},
-    jiff::Timestamp,
-};
+use act::{Plan, act};
+use build::Pods;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{
-    ResourceExt,
+    Api, Resource, ResourceExt,
     runtime::{
-        Controller,
-        controller::{Action, Config},
-        reflector::{ObjectRef, Store},
+        Controller, PredicateConfig, WatchStreamExt,
+        controller::{self, Action, Config},
+        predicates,
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
 use longshore_crds::{Broker, Queue, Reason, Worker, WorkerStatus, label};
-use observe::BoundQueue;
-use scale::{Decision, Inputs};
+use memory::{Desk, Memory};
+use observe::{World, observe};
+use report::{Seeing, Writing};
+use scale::{Basis, DUE_SOON, Decision, Inputs};
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashSet, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+/// How many Workers are reconciled at once. A broker that doesn't answer holds one up for two seconds.
+const AT_ONCE: u16 = 16;
 /// How often a Worker with something to do is looked at.
 const LOOK_BUSY: Duration = Duration::from_secs(1);
-/// How often one without is; new work wakes it at once.
+/// How often one is whose size is fixed.
+const LOOK_FIXED: Duration = Duration::from_secs(5);
+/// How often one without work is; new work wakes it at once.
 const LOOK_IDLE: Duration = Duration::from_secs(15);
-/// How often sidecars are asked for faults.
-const ASK_PODS_EVERY: Duration = Duration::from_secs(10);
-
-/// What a controller of Workers works with.
-struct Desk {
-    context: Arc<Context>,
-    workers: Store<Worker>,
-    memory: Mutex<HashMap<String, Memory>>,
-}
-
-/// What is remembered between looks. Losing it makes scaling down a little later, nothing else.
-#[derive(Debug, Clone, Copy)]
-struct Memory {
-    busy_at: Instant,
-    lower_since: Option<Instant>,
-    asked_at: Option<Instant>,
-    written_at: Option<Timestamp>,
-}
+/// How often one is for which something is missing; its arrival wakes it.
+const LOOK_BLOCKED: Duration = Duration::from_secs(5);
+/// Hints that are taken together.
+const HINTS: usize = 256;
 
 /// Runs the controller of Workers until it is stopped.
 pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationToken) {
     let client = &context.client;
     let owned =
         watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
-    let controller = Controller::new(scope.api::<Worker>(client), watcher::Config::default());
-    let workers = controller.store();
-    let desk =
-        Arc::new(Desk { context: context.clone(), workers: workers.clone(), memory: Mutex::default() });
-    let by_queue = workers.clone();
-    let by_broker = workers.clone();
-    controller
-        .with_config(Config::default().concurrency(8))
-        .owns(scope.api::<Deployment>(client), owned)
-        .watches(scope.api::<Queue>(client), watcher::Config::default(), move |queue: Queue| {
-            on_queue(&by_queue, &queue.namespace().unwrap_or_default(), &queue.name_any())
+    let (workers, writer) = reflector::store();
+    // Its own status is no news to a controller.
+    let changed = watcher(scope.api::<Worker>(client), watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(predicates::generation, PredicateConfig::default());
+    let (deployments, deployment_events) = mirrored(scope.api::<Deployment>(client), owned.clone());
+    let (config_maps, config_map_events) = mirrored(scope.api::<ConfigMap>(client), owned);
+    let queues = watcher(scope.api::<Queue>(client), watcher::Config::default())
+        .default_backoff()
+        .touched_objects()
+        .predicate_filter(|queue: &Queue| Some(policy_of(queue)), PredicateConfig::default());
+    let desk = Arc::new(Desk::new(context.clone(), workers.clone(), deployments, config_maps));
+    let (on_queue, on_broker) = (desk.clone(), desk.clone());
+    Controller::for_stream(changed, workers)
+        .with_config(Config::default().concurrency(AT_ONCE))
+        .owns_stream(deployment_events)
+        .owns_stream(config_map_events)
+        .watches_stream(queues, move |queue: Queue| {
+            let key = (queue.namespace().unwrap_or_default(), queue.name_any());
+            on_queue.stir(&on_queue.on_queues(&HashSet::from([key])), Instant::now())
         })
         .watches(scope.api::<Broker>(client), watcher::Config::default(), move |broker: Broker| {
-            let namespace = broker.namespace();
-            let all = by_broker.state();
-            let near = all.iter().filter(|worker| worker.namespace() == namespace);
-            near.map(|worker| ObjectRef::from_obj(&**worker)).collect::<Vec<_>>()
+            on_broker.stir(&of_broker(&on_broker, &broker), Instant::now())
         })
-        .reconcile_on(woken(workers, &context))
+        .reconcile_on(woken(desk.clone()))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
             reconcile,
             |object, error, desk: Arc<Desk>| reporting::failed(object, error, desk.context.clone()),
             desk,
         )
-        .for_each(|_| std::future::ready(()))
+        .for_each(|outcome| {
+            if let Err(controller::Error::QueueError(error)) = outcome {
+                tracing::warn!(%error, "a watch for Workers failed");
+            }
+            std::future::ready(())
+        })
         .await;
 }
 
-/// The Workers of a queue.
-fn on_queue(workers: &Store<Worker>, namespace: &str, queue: &str) -> Vec<ObjectRef<Worker>> {
-    let hit = |worker: &&Arc<Worker>| {
-        worker.namespace().as_deref() == Some(namespace)
-            && worker.spec.queues.iter().any(|item| item.name == queue)
-    };
-    workers.state().iter().filter(hit).map(|worker| ObjectRef::from_obj(&**worker)).collect()
+/// A store of children, and their events, which come after the store has taken them in.
+fn mirrored<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> (Store<K>, impl Stream<Item = std::result::Result<K, watcher::Error>> + Send + 'static)
+where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let (store, writer) = reflector::store();
+    let events = watcher(api, config)
+        .default_backoff()
+        .modify(|object| object.managed_fields_mut().clear())
+        .reflect(writer)
+        .touched_objects();
+    (store, events)
 }
 
-/// Workers whose queues have new work.
-fn woken(
-    workers: Store<Worker>,
-    context: &Context,
-) -> impl futures::Stream<Item = ObjectRef<Worker>> + Send + 'static + use<> {
-    let hints = futures::stream::unfold(context.woken.subscribe(), |mut hints| async move {
+/// Changes when the policy of a Queue does; its depth, which changes all the time, is of no interest here.
+fn policy_of(queue: &Queue) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (queue.metadata.generation, policy::rests(queue)).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The Workers with a queue on `broker`.
+fn of_broker(desk: &Desk, broker: &Broker) -> Vec<Arc<Worker>> {
+    let (namespace, name) = (broker.namespace().unwrap_or_default(), broker.name_any());
+    let is_on = |queue: &str| {
+        let queue = desk.context.lookup.queue(&namespace, queue);
+        queue.is_some_and(|queue| queue.spec.broker_ref.name == name)
+    };
+    let mut all = desk.workers.state();
+    all.retain(|worker| {
+        worker.metadata.namespace.as_deref() == Some(&namespace)
+            && worker.spec.queues.iter().any(|queue| is_on(&queue.name))
+    });
+    all
+}
+
+/// Workers whose queues have new work, of those that don't look by themselves soon.
+fn woken(desk: Arc<Desk>) -> impl Stream<Item = ObjectRef<Worker>> + Send + 'static {
+    let hints = futures::stream::unfold(desk.context.woken.subscribe(), |mut hints| async move {
         loop {
             match hints.recv().await {
                 Ok(hint) => return Some((hint, hints)),
@@ -122,257 +167,240 @@ fn woken(
             }
         }
     });
-    hints.flat_map(move |(namespace, queue)| {
-        // A Worker that has pods looks by itself every second.
-        let asleep = |worker: &ObjectRef<Worker>| {
-            workers
-                .get(worker)
-                .is_none_or(|worker| worker.status.as_ref().is_none_or(|status| status.desired_replicas == 0))
-        };
-        let hit: Vec<_> = on_queue(&workers, &namespace, &queue).into_iter().filter(asleep).collect();
-        futures::stream::iter(hit)
+    hints.ready_chunks(HINTS).flat_map(move |hints| {
+        let lookup = &desk.context.lookup;
+        let mut queues: HashSet<_> = hints.into_iter().collect();
+        // Work that nothing may start is none.
+        queues.retain(|(namespace, name)| {
+            lookup.queue(namespace, name).is_none_or(|queue| !policy::rests(&queue))
+        });
+        futures::stream::iter(desk.work_came(&desk.on_queues(&queues), Instant::now()))
     })
 }
 
 async fn reconcile(worker: Arc<Worker>, desk: Arc<Desk>) -> Result<Action> {
-    guarded(&desk.context, "Worker", Box::pin(reconcile_inner(&worker, &desk))).await
+    guarded(&desk.context, "Worker", reconcile_inner(&worker, &desk)).await
 }
 
 async fn reconcile_inner(worker: &Worker, desk: &Desk) -> Result<Action> {
-    let context = &desk.context;
-    let namespace = worker.namespace().ok_or(Error::Incomplete("namespace"))?;
-    let uid = worker.uid().ok_or(Error::Incomplete("uid"))?;
     if worker.metadata.deletion_timestamp.is_some() {
-        desk.forget(&uid);
         return Ok(Action::await_change());
     }
-    if !context.leadership.is_leader() {
+    if !desk.context.leadership.is_leader() {
         return Err(Error::LeadershipLost);
     }
-    if let Err(refusal) = validate::validate(&worker.spec) {
-        return block(worker, context, Reason::no(refusal.reason, refusal.message), Action::await_change())
-            .await;
-    }
-    let queues = match observe::queues(context, worker, &namespace)? {
-        Ok(queues) => queues,
-        Err(missing) => {
-            let reason = Reason::unknown(missing.reason, missing.message);
-            return block(worker, context, reason, Action::requeue(Duration::from_secs(5))).await;
+    let namespace = worker.namespace().ok_or(Error::Incomplete("namespace"))?;
+    let refusal = validate::validate(&worker.spec).err();
+    let seen = observe(desk, worker, &namespace).await?;
+    let action = match (seen, refusal) {
+        (Ok(world), None) => advance(worker, desk, &namespace, &world, None).await?,
+        // The pods of a template that was better go on being scaled.
+        (Ok(world), refusal) if world.deployment.is_some() => {
+            advance(worker, desk, &namespace, &world, refusal).await?
         }
+        (_, Some(refusal)) => block(desk, worker, refusal, Action::await_change()).await?,
+        (Err(missing), None) => block(desk, worker, missing, Action::requeue(LOOK_BLOCKED)).await?,
     };
-    let action = advance(worker, desk, &namespace, &uid, &queues).await;
-    if let Err(error) = &action
-        && error.category() == "Refused"
-    {
-        let reason = Reason::no("TemplateRefused", error.chain());
-        return block(worker, context, reason, Action::requeue(Duration::from_secs(60))).await;
-    }
-    context.backoff.succeeded(&reporting::key(worker));
-    action
+    desk.context.backoff.succeeded(&reporting::key(worker));
+    Ok(action)
 }
 
-/// What was seen and decided in one look.
-struct Look<'a> {
-    worker: &'a Worker,
-    namespace: &'a str,
-    queues: &'a [BoundQueue],
-    live: Option<Deployment>,
-    demands: Vec<scale::Demand>,
-    /// The names of the Brokers of its queues, each once, in order.
-    brokers: Vec<String>,
-    hash: String,
-    proven: Option<String>,
-    current: u32,
-    decision: Decision,
-}
-
-/// Decides, acts and reports.
+/// Decides, acts and reports. `refusal` tells that the template can't be used.
 async fn advance(
     worker: &Worker,
     desk: &Desk,
     namespace: &str,
-    uid: &str,
-    queues: &[BoundQueue],
+    world: &World,
+    refusal: Option<Reason>,
 ) -> Result<Action> {
     let context = &desk.context;
-    let mut memory = desk.recall(uid);
-    let look = look(worker, desk, namespace, queues, &mut memory).await?;
-    let decision = &look.decision;
-    let pods = ask_pods(context, &look, &mut memory).await?;
-    let (deployment, image) = act(context, &look, pods.as_deref()).await?;
-    announce(context, worker, look.current, look.live.is_some(), decision).await;
-    let seeing = report::Seeing {
+    let uid = worker.uid().ok_or(Error::Incomplete("uid"))?;
+    let now = Instant::now();
+    let live = world.deployment.as_deref();
+    let mut memory = desk.recall(&uid, now, world.current());
+    memory.notice(&world.demands, desk.worked_at(&uid), now);
+    let mut pods = Pods::of(worker, &context.settings, &world.brokers, live)?;
+    memory.refused.take_if(|refused| refused.revision != pods.revision());
+    if let (Some(live), true) = (live, refusal.is_some() || memory.refuses(&pods.revision(), now)) {
+        pods = Pods::as_they_are(live)?;
+    }
+    let proven = rollout::proven(worker, live, &pods.revision());
+    let inputs = inputs(worker, world, proven.as_deref() == Some(&pods.revision()), &memory, now);
+    let decision = scale::decide(&inputs);
+    memory.learn(&decision, now);
+
+    let plan = Plan { worker, namespace, world, decision: &decision, pods: &pods, now, clock: context.now() };
+    let deployment = act(desk, &plan, &mut memory).await;
+    // What was done before a failure is remembered too.
+    desk.remember(&uid, memory.clone());
+    let deployment = deployment?;
+
+    let refused = memory.refused.as_ref();
+    let refused = refused.map(|refused| Reason::no("TemplateRefused", refused.message.clone()));
+    let seeing = Seeing {
         deployment: &deployment,
-        decision,
-        demands: &look.demands,
-        pods: pods.as_deref(),
-        image: &image,
-        proven: look.proven.clone(),
+        decision: &decision,
+        demands: &world.demands,
+        pods: &memory.pods,
+        image: &pods.image,
+        revision: &pods.revision(),
+        proven,
+        refusal: refusal.or(refused),
+        scaled_at: memory.scaled_at,
     };
-    let now = context.now();
-    let next = report::status(worker, &seeing, now);
-    if report::worth_writing(worker.status.as_ref(), &next, memory.written_at, now)
-        && write(context, worker, next).await?
-    {
-        memory.written_at = Some(now);
-    }
-    desk.remember(uid, memory);
-    let at_rest = decision.desired == worker.spec.scaling.min_replicas && decision.desired == look.current;
-    let quiet = !decision.busy && at_rest;
-    Ok(Action::requeue(if quiet { LOOK_IDLE } else { LOOK_BUSY }))
+    let next = report::status(worker, &seeing, plan.clock);
+    let owed = write(desk, worker, next, &mut memory, now).await?;
+    desk.remember(&uid, memory);
+    let wait = next_look(&inputs, &decision, desk.is_stirred(&uid, Instant::now()));
+    desk.sleeps(&uid, wait > LOOK_FIXED);
+    Ok(Action::requeue(owed.map_or(wait, |owed| wait.min(owed))))
 }
 
-async fn look<'a>(
-    worker: &'a Worker,
-    desk: &Desk,
-    namespace: &'a str,
-    queues: &'a [BoundQueue],
-    memory: &mut Memory,
-) -> Result<Look<'a>> {
-    let live = observe::deployment(&desk.context, namespace, &worker.name_any()).await?;
-    let demands = observe::demands(&desk.context, worker, queues, &desk.workers).await;
-    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.broker.clone()).collect();
-    brokers.sort();
-    brokers.dedup();
-    let hash = build::template_hash(&worker.spec, &brokers);
-    let proven = proven(worker, live.as_ref(), &hash);
-    let current = live.as_ref().and_then(|live| live.spec.as_ref()?.replicas).unwrap_or(0);
-    let current = u32::try_from(current).unwrap_or(0);
-    let is_proven = proven.as_deref() == Some(&hash);
-    let decision = scale::decide(&inputs(worker, &demands, current, is_proven, memory));
-    memory.learn(&decision, current);
-    Ok(Look { worker, namespace, queues, live, demands, brokers, hash, proven, current, decision })
-}
-
-/// Asks the sidecars now and then, and whenever pods have to be chosen.
-async fn ask_pods(
-    context: &Context,
-    look: &Look<'_>,
-    memory: &mut Memory,
-) -> Result<Option<Vec<pods::Seen>>> {
-    let lowering = look.decision.desired < look.current;
-    let due = memory.asked_at.is_none_or(|at| at.elapsed() >= ASK_PODS_EVERY);
-    if look.current == 0 || !(lowering || due) {
-        return Ok(None);
-    }
-    memory.asked_at = Some(Instant::now());
-    pods::look(context, look.namespace, &look.worker.name_any()).await.map(Some)
-}
-
-/// Applies the policy and the Deployment. Those to be retired hear of it first.
-async fn act(
-    context: &Context,
-    look: &Look<'_>,
-    pods: Option<&[pods::Seen]>,
-) -> Result<(Deployment, String)> {
-    let Look { worker, namespace, decision, .. } = look;
-    let pods = pods.unwrap_or_default();
-    let retired = look.current.saturating_sub(decision.desired) as usize;
-    let victims = pods::victims(pods, retired);
-    let name = worker.name_any();
-    let policy = policy::policy(namespace, &name, &worker.spec, look.queues, victims.clone());
-    apply::<ConfigMap>(&context.client, namespace, &build::config_map(worker, &policy)?).await?;
-    if retired > 0 && decision.desired > 0 {
-        pods::mark(context, namespace, pods, &victims).await;
-    }
-    let injection = Injection {
-        worker: &name,
-        spec: &worker.spec,
-        settings: &context.settings,
-        image: &context.settings.sidecar_image,
-        policy: &build::policy_name(&name),
-        brokers: &look.brokers,
-    };
-    let (template, image) = build::pod_template(&injection, &look.hash, look.live.as_ref());
-    let wanted = build::deployment(worker, &template, &look.hash, &image, decision.desired)?;
-    Ok((apply(&context.client, namespace, &wanted).await?, image))
-}
-
-fn inputs(worker: &Worker, demands: &[scale::Demand], current: u32, proven: bool, memory: &Memory) -> Inputs {
+fn inputs(worker: &Worker, world: &World, proven: bool, memory: &Memory, now: Instant) -> Inputs {
     let scaling = &worker.spec.scaling;
     Inputs {
-        demands: demands.to_vec(),
+        demands: world.demands.clone(),
         concurrency: worker.spec.concurrency,
-        current,
+        current: world.current(),
         min: scaling.min_replicas,
         max: scaling.max_replicas,
         pinned: worker.spec.replicas,
         target: scaling.target_drain_time.get(),
         idle_timeout: scaling.idle_timeout.get(),
-        idle_for: memory.busy_at.elapsed(),
-        lower_for: memory.lower_since.map_or(Duration::ZERO, |since| since.elapsed()),
+        idle_for: now.saturating_duration_since(memory.busy_at),
+        recent_high: memory.recent_high(now),
         proven,
     }
 }
 
-/// The hash of the newest template of which a pod was ready once.
-fn proven(worker: &Worker, live: Option<&Deployment>, hash: &str) -> Option<String> {
-    let known = worker.status.as_ref().and_then(|status| status.ready_template_hash.clone());
-    if known.as_deref() == Some(hash) {
-        return known;
+/// How long until the Worker is looked at again, if nothing happens.
+fn next_look(inputs: &Inputs, decision: &Decision, stirred: bool) -> Duration {
+    if decision.desired != inputs.current || decision.basis == Basis::Unknown {
+        return LOOK_BUSY;
     }
-    let live = live?;
-    let status = live.status.as_ref()?;
-    let current =
-        live.annotations().get(longshore_crds::annotation::TEMPLATE_HASH).is_some_and(|old| old == hash)
-            && status.observed_generation == live.metadata.generation;
-    let ready = status.updated_replicas.unwrap_or(0) > 0
-        && status.ready_replicas.unwrap_or(0) >= 1
-        && status.updated_replicas == status.replicas;
-    if current && ready { Some(hash.to_owned()) } else { known }
-}
-
-async fn announce(context: &Context, worker: &Worker, current: u32, existed: bool, decision: &Decision) {
-    if current == decision.desired || !existed {
-        return;
+    if inputs.pinned.is_some() || inputs.min >= inputs.max {
+        return LOOK_FIXED;
     }
-    let reason = if decision.desired > current { "ScaledUp" } else { "ScaledDown" };
-    let note = format!("from {current} to {}", decision.message);
-    event(context, worker, false, reason, "Scale", note).await;
+    if decision.busy || stirred || decision.desired > inputs.min || decision.basis == Basis::Unproven {
+        return LOOK_BUSY;
+    }
+    let due = inputs.demands.iter().filter_map(|demand| demand.due_in).min();
+    due.map_or(LOOK_IDLE, |due| due.saturating_sub(DUE_SOON).clamp(LOOK_BUSY, LOOK_IDLE))
 }
 
-async fn write(context: &Context, worker: &Worker, next: WorkerStatus) -> Result<bool> {
-    let mut object = worker.clone();
-    object.status = Some(next);
-    Ok(replace_status(&context.client, &object).await?.is_some())
-}
-
-async fn block(worker: &Worker, context: &Context, reason: Reason, action: Action) -> Result<Action> {
-    let next = report::blocked(worker, reason.clone(), context.now());
-    if worker.status.as_ref() != Some(&next) {
-        write(context, worker, next).await?;
-        if reason.status == "False" {
-            event(context, worker, true, &reason.reason, "Validate", reason.message).await;
+/// Writes the status if it deserves it. Answers when it has to be written otherwise.
+async fn write(
+    desk: &Desk,
+    worker: &Worker,
+    next: WorkerStatus,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<Option<Duration>> {
+    let since = memory.written_at.map(|at| now.saturating_duration_since(at));
+    match report::writing(worker.status.as_ref(), &next, since) {
+        Writing::Nothing => Ok(None),
+        Writing::In(wait) => Ok(Some(wait)),
+        Writing::Now => {
+            let was = worker.status.as_ref().and_then(report::complaint);
+            let is = report::complaint(&next);
+            if !store(desk, worker, next).await? {
+                // Somebody else wrote, or the watch lags behind our own write.
+                return Ok(Some(LOOK_BUSY));
+            }
+            memory.written_at = Some(now);
+            complain(desk, worker, was, is).await;
+            Ok(None)
         }
     }
+}
+
+/// Tells of a fault that is new.
+async fn complain(desk: &Desk, worker: &Worker, was: Option<(String, String)>, is: Option<(String, String)>) {
+    if let Some((reason, message)) = is
+        && was.is_none_or(|(known, _)| known != reason)
+    {
+        event(&desk.context, worker, true, &reason, "Apply", message).await;
+    }
+}
+
+async fn store(desk: &Desk, worker: &Worker, next: WorkerStatus) -> Result<bool> {
+    if !desk.context.leadership.is_leader() {
+        return Err(Error::LeadershipLost);
+    }
+    let mut object = worker.clone();
+    object.status = Some(next);
+    Ok(replace_status(&desk.context.client, &object).await?.is_some())
+}
+
+/// Nothing can be done: says why.
+async fn block(desk: &Desk, worker: &Worker, reason: Reason, action: Action) -> Result<Action> {
+    let next = report::blocked(worker, reason, desk.context.now());
+    if worker.status.as_ref() == Some(&next) {
+        return Ok(action);
+    }
+    let was = worker.status.as_ref().and_then(report::complaint);
+    let is = report::complaint(&next);
+    if !store(desk, worker, next).await? {
+        // Somebody else wrote; the watch brings what.
+        return Ok(Action::requeue(LOOK_BUSY));
+    }
+    complain(desk, worker, was, is).await;
     Ok(action)
 }
 
-impl Desk {
-    fn recall(&self, uid: &str) -> Memory {
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = Memory { busy_at: Instant::now(), lower_since: None, asked_at: None, written_at: None };
-        memory.get(uid).copied().unwrap_or(fresh)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scale::Demand;
+
+    fn looked(change: impl FnOnce(&mut Inputs), stirred: bool) -> Duration {
+        let mut inputs = Inputs {
+            demands: vec![Demand {
+                ready: Some(0),
+                active: Some(0),
+                service_time: None,
+                due_in: None,
+                suspended: false,
+                share: 1000,
+            }],
+            concurrency: 10,
+            current: 0,
+            min: 0,
+            max: 5,
+            pinned: None,
+            target: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+            idle_for: Duration::ZERO,
+            recent_high: 0,
+            proven: true,
+        };
+        change(&mut inputs);
+        let decision = scale::decide(&inputs);
+        next_look(&inputs, &decision, stirred)
     }
 
-    fn remember(&self, uid: &str, memory: Memory) {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), memory);
+    #[test]
+    fn a_worker_is_looked_at_as_often_as_something_can_change() {
+        assert_eq!(looked(|_| {}, false), LOOK_IDLE);
+        assert_eq!(looked(|_| {}, true), LOOK_BUSY);
+        assert_eq!(looked(|it| it.demands[0].ready = Some(1), false), LOOK_BUSY);
+        assert_eq!(looked(|it| it.demands[0].ready = None, false), LOOK_BUSY);
+        assert_eq!(looked(|it| it.current = 1, false), LOOK_BUSY);
+        let minimum = |it: &mut Inputs| (it.current, it.min) = (2, 2);
+        assert_eq!(looked(minimum, false), LOOK_IDLE);
+        let fixed = |it: &mut Inputs| (it.current, it.min, it.max) = (2, 2, 2);
+        assert_eq!(looked(fixed, true), LOOK_FIXED);
+        let pinned = |it: &mut Inputs| (it.current, it.pinned) = (2, Some(2));
+        assert_eq!(looked(pinned, false), LOOK_FIXED);
+        assert_eq!(looked(|it| it.pinned = Some(2), false), LOOK_BUSY);
     }
 
-    fn forget(&self, uid: &str) {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-    }
-}
-
-impl Memory {
-    fn learn(&mut self, decision: &Decision, current: u32) {
-        if decision.busy {
-            self.busy_at = Instant::now();
-        }
-        if decision.wanted >= current {
-            self.lower_since = None;
-        } else {
-            self.lower_since.get_or_insert_with(Instant::now);
-        }
+    #[test]
+    fn a_worker_is_looked_at_before_a_job_is_due() {
+        let due =
+            |seconds: u64| looked(|it| it.demands[0].due_in = Some(Duration::from_secs(seconds)), false);
+        assert_eq!(due(3600), LOOK_IDLE);
+        assert_eq!(due(12), Duration::from_secs(7));
+        assert_eq!(due(1), LOOK_BUSY);
     }
 }

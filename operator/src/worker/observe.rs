@@ -1,17 +1,22 @@
 //! What there is to know about a Worker before deciding anything.
 
-use super::scale::Demand;
+use super::{
+    Desk, build, policy,
+    scale::Demand,
+    seat::{self, Claim},
+};
 use crate::{
     connections::Connection,
     context::Context,
     error::{Error, Result},
 };
 use futures::future::join_all;
-use k8s_openapi::api::apps::v1::Deployment;
-use kube::{Api, ResourceExt, runtime::reflector::Store};
-use longshore_crds::{Queue, Worker};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
+use longshore_crds::{Queue, Reason, Worker};
 use longshore_drivers::{QueueName, QueueStats, Timestamp};
-use std::{sync::Arc, time::Duration};
+use serde::de::DeserializeOwned;
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 /// How long a broker may take to count.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,47 +32,123 @@ pub(super) struct BoundQueue {
     pub(super) physical: QueueName,
 }
 
-/// Something that isn't there yet: reason and message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Missing {
-    pub(super) reason: &'static str,
-    pub(super) message: String,
+/// What was seen of a Worker and all around it.
+pub(super) struct World {
+    pub(super) queues: Vec<BoundQueue>,
+    /// The Brokers of the queues, each once, in order.
+    pub(super) brokers: Vec<String>,
+    /// What each queue demands of this Worker.
+    pub(super) demands: Vec<Demand>,
+    pub(super) deployment: Option<Arc<Deployment>>,
+    pub(super) config_map: Option<Arc<ConfigMap>>,
+}
+
+impl World {
+    /// Pods that are asked for now.
+    pub(super) fn current(&self) -> u32 {
+        let spec = self.deployment.as_ref().and_then(|live| live.spec.as_ref());
+        // The API server puts a 1 where nothing is said.
+        let replicas = spec.map_or(0, |spec| spec.replicas.unwrap_or(1));
+        u32::try_from(replicas).unwrap_or(0)
+    }
+}
+
+/// Looks around. What keeps the Worker from doing anything comes back as the reason for not being ready.
+pub(super) async fn observe(
+    desk: &Desk,
+    worker: &Worker,
+    namespace: &str,
+) -> Result<std::result::Result<World, Reason>> {
+    let context = &desk.context;
+    let queues = match queues(context, worker, namespace)? {
+        Ok(queues) => queues,
+        Err(missing) => return Ok(Err(missing)),
+    };
+    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.broker.clone()).collect();
+    brokers.sort();
+    brokers.dedup();
+    let name = worker.name_any();
+    let deployment = live(context, &desk.deployments, namespace, &name).await?;
+    let deployment = newest(deployment, desk.applied(worker));
+    let config_map = live(context, &desk.config_maps, namespace, &build::policy_name(&name)).await?;
+    let claims = [
+        seat::claim(worker, "Deployment", deployment.as_deref()),
+        seat::claim(worker, "ConfigMap", config_map.as_deref()),
+    ];
+    if let Some(reason) = claims.into_iter().find_map(Claim::into_reason) {
+        return Ok(Err(reason));
+    }
+    let demands = demands(context, worker, &queues, &desk.workers).await;
+    Ok(Ok(World { queues, brokers, demands, deployment, config_map }))
 }
 
 /// The Worker's queues, or what is missing.
-pub(super) fn queues(
+fn queues(
     context: &Context,
     worker: &Worker,
     namespace: &str,
-) -> Result<std::result::Result<Vec<BoundQueue>, Missing>> {
+) -> Result<std::result::Result<Vec<BoundQueue>, Reason>> {
     let mut bound = Vec::new();
     for reference in &worker.spec.queues {
-        let Some(queue) = context.lookup.queue(namespace, &reference.name) else {
-            let message = format!("there is no Queue {:?} in this namespace", reference.name);
-            return Ok(Err(Missing { reason: "WaitingForQueue", message }));
+        let name = &reference.name;
+        let Some(queue) = context.lookup.queue(namespace, name) else {
+            let message = format!("there is no Queue {name:?} in this namespace");
+            return Ok(Err(Reason::unknown("WaitingForQueue", message)));
         };
         let broker = queue.spec.broker_ref.name.clone();
-        let found = context.lookup.broker(namespace, &broker);
-        let Some(url) = found.and_then(|broker| broker.status.as_ref()?.url.clone()) else {
-            let message = format!("Broker {broker:?} of Queue {:?} is not there yet", reference.name);
-            return Ok(Err(Missing { reason: "WaitingForBroker", message }));
+        let Some(found) = context.lookup.broker(namespace, &broker) else {
+            let message =
+                format!("there is no Broker {broker:?}, which Queue {name:?} is on, in this namespace");
+            return Ok(Err(Reason::unknown("WaitingForBroker", message)));
         };
-        let physical =
-            crate::queue::physical_name(&context.settings.installation, namespace, &reference.name)?;
+        let Some(url) = found.status.as_ref().and_then(|status| status.url.clone()) else {
+            let message = format!("Broker {broker:?}, which Queue {name:?} is on, has no address yet");
+            return Ok(Err(Reason::unknown("WaitingForBroker", message)));
+        };
         bound.push(BoundQueue {
-            name: reference.name.clone(),
+            physical: crate::queue::physical_name(&context.settings.installation, namespace, name)?,
+            name: name.clone(),
             weight: reference.weight,
             queue,
             broker,
             url,
-            physical,
         });
     }
     Ok(Ok(bound))
 }
 
-/// What the queues demand of this Worker, and what they hold in all: waiting and running.
-pub(super) async fn demands(
+/// An object as the watch saw it last. That the watch hasn't seen it means nothing: it may be younger than that.
+async fn live<K>(context: &Context, store: &Store<K>, namespace: &str, name: &str) -> Result<Option<Arc<K>>>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + 'static,
+{
+    if let Some(seen) = store.get(&ObjectRef::new(name).within(namespace)) {
+        return Ok(Some(seen));
+    }
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let found = api.get_opt(name).await;
+    let found = found.map_err(Error::api(format!("get {} {name:?}", K::kind(&()))))?;
+    Ok(found.map(Arc::new))
+}
+
+/// What was applied last, if the watch lags behind it.
+fn newest(seen: Option<Arc<Deployment>>, applied: Option<Arc<Deployment>>) -> Option<Arc<Deployment>> {
+    match (seen, applied) {
+        (Some(seen), Some(applied))
+            if seen.metadata.uid == applied.metadata.uid
+                && seen.metadata.generation < applied.metadata.generation =>
+        {
+            Some(applied)
+        }
+        (seen, _) => seen,
+    }
+}
+
+async fn demands(
     context: &Context,
     worker: &Worker,
     queues: &[BoundQueue],
@@ -77,8 +158,11 @@ pub(super) async fn demands(
     let all = workers.state();
     let counted = queues.iter().map(|bound| {
         let connection = context.connections.get(&namespace, &bound.broker);
-        let share = share(worker, &namespace, &bound.name, &all);
-        async move { demand(&stats(connection, &bound.physical).await, share, bound.queue.spec.suspend) }
+        let share = share(worker, &bound.name, &all);
+        async move {
+            let stats = stats(connection, &bound.physical).await;
+            demand(&stats, share, policy::rests(&bound.queue), Timestamp::now())
+        }
     });
     join_all(counted).await
 }
@@ -90,39 +174,117 @@ async fn stats(connection: Option<Connection>, queue: &QueueName) -> QueueStats 
     match tokio::time::timeout(STATS_TIMEOUT, connection.driver.stats(queue)).await {
         Ok(Ok(stats)) => stats,
         // Unknown is not zero: nothing is filled in.
-        Ok(Err(_)) | Err(_) => QueueStats::default(),
+        Ok(Err(error)) => {
+            tracing::debug!(%queue, %error, "a queue could not be counted");
+            QueueStats::default()
+        }
+        Err(_elapsed) => QueueStats::default(),
     }
 }
 
-fn demand(stats: &QueueStats, share: u64, suspended: bool) -> Demand {
-    let service = stats.service_time_ms.filter(|time| time.is_finite() && *time >= 0.0);
+fn demand(stats: &QueueStats, share: u64, suspended: bool, now: Timestamp) -> Demand {
+    let seconds = stats.service_time_ms.map(|millis| millis / 1000.0);
     Demand {
         ready: stats.ready,
         active: stats.active,
-        service_time: service.map(|time| Duration::from_secs_f64(time / 1000.0)),
-        due_in: stats.next_due_at.map(|due| due.since(Timestamp::now())),
+        service_time: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        due_in: stats.next_due_at.map(|due| due.since(now)),
         suspended,
         share,
     }
 }
 
 /// The part of a queue that falls to `worker`, in thousandths, by capacity.
-fn share(worker: &Worker, namespace: &str, queue: &str, all: &[Arc<Worker>]) -> u64 {
+fn share(worker: &Worker, queue: &str, all: &[Arc<Worker>]) -> u64 {
     let capacity = |worker: &Worker| {
         let most = worker.spec.replicas.unwrap_or(worker.spec.scaling.max_replicas);
         u64::from(most) * u64::from(worker.spec.concurrency)
     };
-    let on_queue = |other: &&Arc<Worker>| {
-        other.namespace().as_deref() == Some(namespace)
+    let others = all.iter().filter(|other| {
+        other.namespace() == worker.namespace()
+            && other.metadata.uid != worker.metadata.uid
             && other.metadata.deletion_timestamp.is_none()
             && other.spec.queues.iter().any(|reference| reference.name == queue)
-    };
-    let total: u64 = all.iter().filter(on_queue).map(|other| capacity(other)).sum();
-    if total == 0 { 1000 } else { (capacity(worker) * 1000).div_ceil(total).min(1000) }
+    });
+    let mine = capacity(worker);
+    let total = mine + others.map(|other| capacity(other)).sum::<u64>();
+    (mine * 1000).checked_div(total).map_or(1000, |part| match part {
+        // However small its part, it is one.
+        0 if mine > 0 => 1,
+        part => part,
+    })
 }
 
-/// The Deployment as it is.
-pub(super) async fn deployment(context: &Context, namespace: &str, name: &str) -> Result<Option<Deployment>> {
-    let api: Api<Deployment> = Api::namespaced(context.client.clone(), namespace);
-    api.get_opt(name).await.map_err(Error::api(format!("get Deployment {name:?}")))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::fixture;
+    use serde_json::json;
+
+    fn named(name: &str, spec: &serde_json::Value) -> Arc<Worker> {
+        let mut worker = fixture::worker(spec);
+        worker.metadata.name = Some(name.to_owned());
+        worker.metadata.uid = Some(name.to_owned());
+        Arc::new(worker)
+    }
+
+    #[test]
+    fn a_queue_is_shared_by_capacity() {
+        let big = named("big", &json!({ "concurrency": 30, "scaling": { "maxReplicas": 10 } }));
+        let small = named("small", &json!({ "concurrency": 10, "scaling": { "maxReplicas": 10 } }));
+        let pinned = named("pinned", &json!({ "concurrency": 10, "replicas": 0 }));
+        let other = named("other", &json!({ "queues": [{ "name": "images" }] }));
+        let mut leaving = (*named("leaving", &json!({}))).clone();
+        leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        let mut elsewhere = (*named("elsewhere", &json!({}))).clone();
+        elsewhere.metadata.namespace = Some("prod".to_owned());
+        let all = [
+            big.clone(),
+            small.clone(),
+            pinned.clone(),
+            other.clone(),
+            Arc::new(leaving),
+            Arc::new(elsewhere),
+        ];
+        assert_eq!(share(&big, "emails", &all), 750);
+        assert_eq!(share(&small, "emails", &all), 250);
+        assert_eq!(share(&pinned, "emails", &all), 0);
+        assert_eq!(share(&other, "images", &all), 1000);
+        assert_eq!(share(&pinned, "emails", std::slice::from_ref(&pinned)), 1000);
+        // The watch of Workers may be behind.
+        assert_eq!(share(&small, "emails", &[]), 1000);
+    }
+
+    #[test]
+    fn numbers_that_nobody_told_stay_unknown() {
+        let now = Timestamp::from_millis(1000);
+        let unknown = demand(&QueueStats::default(), 1000, false, now);
+        assert_eq!((unknown.ready, unknown.active, unknown.service_time), (None, None, None));
+        let stats = |service: f64| QueueStats {
+            service_time_ms: Some(service),
+            next_due_at: Some(Timestamp::from_millis(3500)),
+            ..QueueStats::default()
+        };
+        let told = demand(&stats(250.0), 1000, false, now);
+        assert_eq!(told.service_time, Some(Duration::from_millis(250)));
+        assert_eq!(told.due_in, Some(Duration::from_millis(2500)));
+        for nonsense in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
+            assert_eq!(demand(&stats(nonsense), 1000, false, now).service_time, None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn what_was_applied_counts_until_the_watch_has_seen_it() {
+        let of = |uid: &str, generation: i64| {
+            let mut live = Deployment::default();
+            live.metadata.uid = Some(uid.to_owned());
+            live.metadata.generation = Some(generation);
+            Some(Arc::new(live))
+        };
+        let generation = |live: Option<Arc<Deployment>>| live.and_then(|live| live.metadata.generation);
+        assert_eq!(generation(newest(of("a", 2), of("a", 3))), Some(3));
+        assert_eq!(generation(newest(of("a", 4), of("a", 3))), Some(4));
+        assert_eq!(generation(newest(of("b", 1), of("a", 3))), Some(1));
+        assert_eq!(generation(newest(None, of("a", 3))), None);
+    }
 }

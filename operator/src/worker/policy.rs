@@ -1,7 +1,7 @@
 //! The policy file of a Worker's sidecars. Pure.
 
 use super::{inject::token_dir, observe::BoundQueue};
-use longshore_crds::{QueueSpec, WorkerSpec};
+use longshore_crds::{Queue, WorkerSpec, condition};
 use longshore_drivers::policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy};
 
 /// The policy that the sidecars of this Worker keep to.
@@ -38,14 +38,22 @@ pub(super) fn policy(
     }
 }
 
+/// Whether nothing of `queue` may be started: somebody said so, or its data turned out to be somebody else's.
+pub(super) fn rests(queue: &Queue) -> bool {
+    let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother");
+    let conditions = queue.status.iter().flat_map(|status| &status.conditions);
+    let mut ready = conditions.filter(|condition| condition.type_ == condition::READY);
+    queue.spec.suspend || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
+}
+
 fn queue(bound: &BoundQueue) -> QueuePolicy {
-    let spec: &QueueSpec = &bound.queue.spec;
+    let spec = &bound.queue.spec;
     QueuePolicy {
         name: bound.name.clone(),
         physical: bound.physical.clone(),
         broker: bound.broker.clone(),
         weight: bound.weight,
-        suspended: spec.suspend,
+        suspended: rests(&bound.queue),
         lease: spec.lease.get(),
         timeout: spec.timeout.get(),
         retry: RetryPolicy {
@@ -55,5 +63,76 @@ fn queue(bound: &BoundQueue) -> QueuePolicy {
             max: spec.retry.backoff.max.get(),
             jitter_percent: spec.retry.backoff.jitter_percent,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::fixture;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn the_file_holds_what_the_queues_say() {
+        let worker =
+            fixture::worker(&json!({ "queues": [{ "name": "emails", "weight": 3 }, { "name": "images" }] }));
+        let queues = [
+            fixture::bound("emails", 3, &json!({ "timeout": "1m", "retry": { "maxAttempts": 7 } })),
+            fixture::bound("images", 1, &json!({ "suspend": true })),
+        ];
+        let policy = policy("shop", "mailer", &worker.spec, &queues, vec!["mailer-1".to_owned()]);
+        let retry = |attempts: u32| json!({ "maxAttempts": attempts, "initialMs": 1000, "multiplier": 2, "maxMs": 300_000, "jitterPercent": 10 });
+        assert_eq!(
+            serde_json::to_value(&policy).unwrap(),
+            json!({
+                "version": 1,
+                "namespace": "shop",
+                "worker": "mailer",
+                "concurrency": 10,
+                "drainTimeoutMs": 600_000,
+                "handler": { "http": { "port": 8080, "path": "/" } },
+                "brokers": [{
+                    "name": "default",
+                    "url": "http://default-broker.shop.svc:7400",
+                    "tokenFile": "/etc/longshore/brokers/default/current",
+                }],
+                "queues": [
+                    {
+                        "name": "emails", "physical": "prod.shop.emails", "broker": "default", "weight": 3,
+                        "suspended": false, "leaseMs": 30_000, "timeoutMs": 60_000, "retry": retry(7),
+                    },
+                    {
+                        "name": "images", "physical": "prod.shop.images", "broker": "default", "weight": 1,
+                        "suspended": true, "leaseMs": 30_000, "timeoutMs": 30_000, "retry": retry(5),
+                    },
+                ],
+                "draining": ["mailer-1"],
+            })
+        );
+    }
+
+    #[test]
+    fn an_app_that_pulls_has_no_address() {
+        let worker = fixture::worker(&json!({ "handler": { "pull": {} } }));
+        let policy = policy("shop", "mailer", &worker.spec, &[], Vec::new());
+        assert_eq!(policy.handler, Handler::Pull {});
+    }
+
+    #[test]
+    fn queues_with_somebody_elses_data_rest() {
+        let with = |status: &str, reason: &str| -> Queue {
+            let ready = json!({ "type": "Ready", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+            let spec: Value = json!({ "brokerRef": { "name": "default" } });
+            serde_json::from_value(json!({
+                "apiVersion": "longshore.dev/v1alpha1", "kind": "Queue", "metadata": { "name": "q" },
+                "spec": spec, "status": { "conditions": [ready] },
+            }))
+            .unwrap()
+        };
+        assert!(rests(&with("False", "BackendChanged")));
+        assert!(rests(&with("False", "OwnedByAnother")));
+        // A broker that is away is no reason: sidecars go on by themselves when it is back.
+        assert!(!rests(&with("False", "BrokerUnreachable")));
+        assert!(!rests(&with("True", "Declared")));
     }
 }

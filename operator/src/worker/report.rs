@@ -1,27 +1,38 @@
 //! The status of a Worker. Pure.
 
 use super::{
-    inject::own_hooks,
-    pods::Seen,
+    inject::{ADMIN_PORT, own_hooks},
+    pods::{Faults, Seen},
+    rollout::{self, Rollout},
     scale::{Basis, Decision, Demand},
 };
 use k8s_openapi::{
     api::apps::v1::Deployment,
-    apimachinery::pkg::apis::meta::v1::Time,
-    jiff::{SignedDuration, Timestamp},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
 };
 use kube::ResourceExt;
 use longshore_crds::{Reason, Worker, WorkerStatus, condition, label, set_condition};
+use std::time::Duration;
 
 /// Numbers alone are written this often at most.
-const WRITE_EVERY: SignedDuration = SignedDuration::from_secs(10);
+const WRITE_EVERY: Duration = Duration::from_secs(10);
 
-/// The status of a Worker that has no pods to speak of, and why.
+/// Pods take a while to start: no fault yet.
+const WAITING: &str = "WaitingForPods";
+
+/// The status of a Worker for which nothing can be done, and why.
 pub(super) fn blocked(worker: &Worker, ready: Reason, now: Timestamp) -> WorkerStatus {
     let mut status = worker.status.clone().unwrap_or_default();
     status.observed_generation = worker.metadata.generation;
     status.selector = selector(worker);
-    set_condition(&mut status.conditions, condition::READY, ready, worker.metadata.generation, now);
+    let scaling = Reason {
+        message: format!("nothing is scaled until it is ready: {}", ready.message),
+        ..ready.clone()
+    };
+    for (kind, reason) in [(condition::READY, ready), (condition::SCALING_ACTIVE, scaling)] {
+        set_condition(&mut status.conditions, kind, reason, worker.metadata.generation, now);
+    }
     status
 }
 
@@ -34,10 +45,17 @@ pub(super) struct Seeing<'a> {
     pub(super) deployment: &'a Deployment,
     pub(super) decision: &'a Decision,
     pub(super) demands: &'a [Demand],
-    pub(super) pods: Option<&'a [Seen]>,
+    /// What the pods last said.
+    pub(super) pods: &'a [Seen],
+    /// The sidecar's image.
     pub(super) image: &'a str,
-    /// The hash of a template of which a pod was ready once.
+    /// The revision of the pods that are asked for.
+    pub(super) revision: &'a str,
+    /// The newest revision of which a pod was ready once.
     pub(super) proven: Option<String>,
+    /// Why the template isn't used.
+    pub(super) refusal: Option<Reason>,
+    pub(super) scaled_at: Option<Timestamp>,
 }
 
 /// The status that was seen.
@@ -45,122 +63,170 @@ pub(super) fn status(worker: &Worker, seeing: &Seeing<'_>, now: Timestamp) -> Wo
     let old = worker.status.clone().unwrap_or_default();
     let live = seeing.deployment.status.clone().unwrap_or_default();
     let sum = |pick: fn(&Demand) -> Option<u64>| seeing.demands.iter().map(pick).sum::<Option<u64>>();
-    let desired = seeing.decision.desired;
+    let generation = worker.metadata.generation;
     let mut status = WorkerStatus {
         conditions: old.conditions,
-        observed_generation: worker.metadata.generation,
+        observed_generation: generation,
         replicas: live.replicas.unwrap_or(0),
         ready_replicas: live.ready_replicas.unwrap_or(0),
-        desired_replicas: desired,
+        desired_replicas: seeing.decision.desired,
         selector: selector(worker),
-        scaling_message: Some(seeing.decision.message.clone()),
-        last_scale_time: if old.desired_replicas == desired {
-            old.last_scale_time
-        } else {
-            whole_seconds(now)
-        },
+        scaling_message: Some(seeing.decision.message()),
+        last_scale_time: seeing.scaled_at.and_then(whole_seconds).or(old.last_scale_time),
         waiting: sum(|demand| demand.ready),
         running: sum(|demand| demand.active),
-        sidecar_version: seeing.image.rsplit_once(':').map(|(_, tag)| tag.to_owned()),
+        sidecar_version: version(seeing.image),
         concurrency: Some(worker.spec.concurrency),
         ready_template_hash: seeing.proven.clone(),
     };
-    let generation = worker.metadata.generation;
-    for (kind, reason) in conditions(worker, seeing, &status) {
+    for (kind, reason) in conditions(worker, seeing) {
         set_condition(&mut status.conditions, kind, reason, generation, now);
     }
     status
 }
 
-fn conditions(worker: &Worker, seeing: &Seeing<'_>, status: &WorkerStatus) -> Vec<(&'static str, Reason)> {
-    let desired = i32::try_from(status.desired_replicas).unwrap_or(i32::MAX);
-    let ready = if status.ready_replicas >= desired {
-        let reason = if desired == 0 { "ScaledToZero" } else { "PodsReady" };
-        Reason::yes(reason, format!("{} of {desired} pods are ready", status.ready_replicas.min(desired)))
-    } else {
-        Reason::no("WaitingForPods", format!("{} of {desired} pods are ready", status.ready_replicas))
-    };
-    let scaling = match seeing.decision.basis {
-        Basis::Pinned => Reason::no("Pinned", seeing.decision.message.clone()),
-        Basis::Unknown => Reason::no("BrokerUnreachable", seeing.decision.message.clone()),
-        Basis::Unproven => {
-            Reason::no("NeverReady", "no pod of this template was ready yet: only one is started")
-        }
-        Basis::Work | Basis::Idle => Reason::yes("FollowingWork", "the work says how many pods there are"),
-    };
-    let hooks = own_hooks(&worker.spec.template.0);
-    let hook = if hooks.is_empty() {
-        Reason::yes("Injected", "the app is stopped after its jobs")
-    } else {
-        Reason::no(
-            "OwnPreStop",
-            format!(
-                "{} bring a preStop hook: call http://127.0.0.1:7421/hooks/app-stop in it to let jobs end first",
-                hooks.join(", ")
-            ),
-        )
-    };
-    let mut all =
-        vec![(condition::READY, ready), (condition::SCALING_ACTIVE, scaling), (condition::DRAIN_HOOK, hook)];
-    all.extend(seeing.pods.map(faults).unwrap_or_default());
+/// The tag of an image, or its digest where it has no tag.
+fn version(image: &str) -> Option<String> {
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let tag = last.split_once(':').map(|(_, tag)| tag);
+    tag.or(digest).filter(|version| !version.is_empty()).map(str::to_owned)
+}
+
+fn conditions(worker: &Worker, seeing: &Seeing<'_>) -> Vec<(&'static str, Reason)> {
+    let mut all = vec![
+        (condition::READY, ready(seeing)),
+        (condition::SCALING_ACTIVE, scaling(seeing.decision)),
+        (condition::DRAIN_HOOK, drain_hook(worker)),
+    ];
+    all.extend(faults(seeing.pods));
     all
+}
+
+fn ready(seeing: &Seeing<'_>) -> Reason {
+    if let Some(refusal) = &seeing.refusal {
+        return refusal.clone();
+    }
+    let desired = i32::try_from(seeing.decision.desired).unwrap_or(i32::MAX);
+    let ready = seeing.deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+    let trouble = seeing.pods.iter().find_map(|pod| pod.trouble.as_deref());
+    let trouble = trouble.map_or_else(String::new, |trouble| format!("; {trouble}"));
+    let count = format!("{} of {desired} pods are ready{trouble}", ready.min(desired));
+    match rollout::stage(seeing.deployment, seeing.revision, seeing.proven.as_deref()) {
+        Rollout::Refused(why) if ready < desired => Reason::no("PodsRefused", format!("{count}: {why}")),
+        Rollout::Stuck(why) => Reason::no("RolloutStuck", format!("{count}: {why}")),
+        _ if desired == 0 => Reason::yes("ScaledToZero", "no pods are asked for"),
+        _ if ready == 0 => Reason::no(WAITING, count),
+        Rollout::Going => Reason::unknown("RollingOut", count),
+        _ if ready < desired => Reason::yes("ScalingUp", count),
+        Rollout::Done | Rollout::Refused(_) => Reason::yes("PodsReady", format!("{desired} pods are ready")),
+    }
+}
+
+fn scaling(decision: &Decision) -> Reason {
+    match decision.basis {
+        Basis::Pinned => Reason::no("Pinned", format!("spec.replicas pins it at {}", decision.desired)),
+        Basis::Unknown => Reason::no(
+            "BrokerUnreachable",
+            format!("staying at {}: the depth of a queue is not known", decision.desired),
+        ),
+        Basis::Unproven => Reason::no(
+            "NeverReady",
+            "no pod of this template was ready yet: no more pods are started before one is",
+        ),
+        Basis::Work | Basis::Idle => Reason::yes("FollowingWork", "the work says how many pods there are"),
+    }
+}
+
+fn drain_hook(worker: &Worker) -> Reason {
+    let hooks = own_hooks(&worker.spec.template.0);
+    if hooks.is_empty() {
+        return Reason::yes("Injected", "the app is stopped after its jobs");
+    }
+    Reason::no(
+        "OwnPreStop",
+        format!(
+            "a preStop hook of its own has {}: call http://127.0.0.1:{ADMIN_PORT}/hooks/app-stop in it, which returns when the jobs have ended",
+            hooks.join(", ")
+        ),
+    )
 }
 
 fn faults(pods: &[Seen]) -> Vec<(&'static str, Reason)> {
     let told: Vec<_> =
-        pods.iter().filter_map(|pod| pod.status.as_ref().map(|status| &status.faults)).collect();
-    if told.is_empty() {
-        return Vec::new();
-    }
-    let message = |pick: fn(&super::pods::Faults) -> Option<bool>| {
-        told.iter()
-            .find(|faults| pick(faults) == Some(false))
-            .map(|faults| faults.message.clone().unwrap_or_default())
+        pods.iter().filter_map(|pod| pod.status.as_ref()).map(|status| &status.faults).collect();
+    let condition = |pick: fn(&Faults) -> Option<bool>, yes: (&str, &str), no: &str| {
+        let faulty = told.iter().find(|faults| pick(faults) == Some(false));
+        match faulty {
+            Some(faults) => Some(Reason::no(no, faults.message.clone().unwrap_or_default())),
+            None if told.iter().any(|faults| pick(faults).is_some()) => Some(Reason::yes(yes.0, yes.1)),
+            None => None,
+        }
     };
-    let routable = message(|faults| faults.routable).map_or_else(
-        || Reason::yes("Routed", "the app has a route for its jobs"),
-        |message| Reason::no("NoRoute", message),
+    let routable =
+        condition(|faults| faults.routable, ("Routed", "the app has a route for its jobs"), "NoRoute");
+    let authorized = condition(
+        |faults| faults.authorized,
+        ("Accepted", "the app accepts the sidecar's requests"),
+        "Refused",
     );
-    let authorized = message(|faults| faults.authorized).map_or_else(
-        || Reason::yes("Accepted", "the app accepts the sidecar's requests"),
-        |message| Reason::no("Refused", message),
-    );
-    vec![(condition::HANDLER_ROUTABLE, routable), (condition::HANDLER_AUTHORIZED, authorized)]
+    let kinds = [condition::HANDLER_ROUTABLE, condition::HANDLER_AUTHORIZED];
+    let reasons = kinds.into_iter().zip([routable, authorized]);
+    reasons.filter_map(|(kind, reason)| Some((kind, reason?))).collect()
+}
+
+/// Reason and message of a fault that somebody has to do something about.
+pub(super) fn complaint(status: &WorkerStatus) -> Option<(String, String)> {
+    let mut conditions = status.conditions.iter();
+    let ready = conditions.find(|it| it.type_ == condition::READY && it.status == "False")?;
+    (ready.reason != WAITING).then(|| (ready.reason.clone(), ready.message.clone()))
 }
 
 fn whole_seconds(now: Timestamp) -> Option<Time> {
     Timestamp::from_second(now.as_second()).ok().map(Time)
 }
 
-/// Whether the change deserves a write now: numbers alone wait their turn.
-pub(super) fn worth_writing(
-    old: Option<&WorkerStatus>,
-    new: &WorkerStatus,
-    last: Option<Timestamp>,
-    now: Timestamp,
-) -> bool {
-    let Some(old) = old else { return true };
-    if old == new {
-        return false;
-    }
-    let zero = |number: Option<u64>| number.map(|number| number == 0);
-    let numbers_aside = |status: &WorkerStatus| WorkerStatus {
-        waiting: None,
-        running: None,
-        scaling_message: None,
-        conditions: status
-            .conditions
-            .iter()
-            .cloned()
-            .map(|mut it| {
-                it.message = String::new();
-                it
-            })
-            .collect(),
-        ..status.clone()
-    };
-    let matters = numbers_aside(old) != numbers_aside(new)
-        || zero(old.waiting) != zero(new.waiting)
-        || zero(old.running) != zero(new.running);
-    matters || last.is_none_or(|last| now.duration_since(last) >= WRITE_EVERY)
+/// What to do about a status that is not the one that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writing {
+    Nothing,
+    Now,
+    /// Numbers alone wait their turn.
+    In(Duration),
 }
+
+/// Whether the change deserves a write now. `since` tells how long ago the last one was.
+pub(super) fn writing(old: Option<&WorkerStatus>, new: &WorkerStatus, since: Option<Duration>) -> Writing {
+    let Some(old) = old else { return Writing::Now };
+    if old == new {
+        return Writing::Nothing;
+    }
+    if essence(old) != essence(new) {
+        return Writing::Now;
+    }
+    match since {
+        Some(since) if since < WRITE_EVERY => Writing::In(WRITE_EVERY.saturating_sub(since)),
+        _ => Writing::Now,
+    }
+}
+
+/// The status without numbers and words: of a number only whether it is zero.
+fn essence(status: &WorkerStatus) -> WorkerStatus {
+    let quiet = |condition: &Condition| Condition { message: String::new(), ..condition.clone() };
+    let sign = |number: Option<u64>| number.map(|number| number.min(1));
+    WorkerStatus {
+        conditions: status.conditions.iter().map(quiet).collect(),
+        replicas: status.replicas.min(1),
+        ready_replicas: status.ready_replicas.min(1),
+        desired_replicas: status.desired_replicas.min(1),
+        waiting: sign(status.waiting),
+        running: sign(status.running),
+        scaling_message: None,
+        last_scale_time: None,
+        ..status.clone()
+    }
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -1,17 +1,18 @@
 //! How many pods a Worker should have. Pure.
 //!
-//! The backlog is turned into pods by the time it takes: `ready × service time ÷ (concurrency × target)`. Jobs that run
-//! need their slots now; nothing is started that would have nothing to do.
+//! Work is measured in the time that one slot needs for it. So many pods are wanted that all slots together get through
+//! what waits and what runs within the target; never fewer than what runs needs right now, never more than there are
+//! slots' worth of jobs.
 
 use std::time::Duration;
 
-/// Before a job's service time was measured it is assumed to be this share of the target: enough for a jump from zero
-/// that fits a real backlog, bounded by one slot a job.
-const ASSUMED_SHARE: u32 = 10;
-/// A lower demand has to last this long before pods are retired.
+/// Before a job's service time was measured it is assumed to be this part of the target: enough for a jump from zero that
+/// fits a real backlog. The first finished jobs correct it, and there is never more than one slot for each job.
+const ASSUMED_PART: u32 = 10;
+/// Pods are retired only when they were not wanted for this long.
 pub(super) const SETTLE_BEFORE_DOWN: Duration = Duration::from_secs(10);
-/// Jobs due within this time keep a Worker from going to zero.
-const DUE_SOON: Duration = Duration::from_secs(5);
+/// A job that is due within this time is work: a pod takes about as long to start.
+pub(super) const DUE_SOON: Duration = Duration::from_secs(5);
 
 /// What one queue demands of this Worker.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,6 +35,7 @@ pub(super) struct Demand {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Inputs {
     pub(super) demands: Vec<Demand>,
+    /// Jobs at once in one pod.
     pub(super) concurrency: u32,
     /// Pods that are asked for now.
     pub(super) current: u32,
@@ -44,8 +46,8 @@ pub(super) struct Inputs {
     pub(super) idle_timeout: Duration,
     /// For how long there has been nothing to do.
     pub(super) idle_for: Duration,
-    /// For how long fewer pods than now would have done.
-    pub(super) lower_for: Duration,
+    /// The most pods that were wanted within the last [`SETTLE_BEFORE_DOWN`].
+    pub(super) recent_high: u32,
     /// A pod of the newest template was ready once.
     pub(super) proven: bool,
 }
@@ -57,10 +59,10 @@ pub(super) enum Basis {
     Pinned,
     /// Some depth is not known.
     Unknown,
-    /// The work says so.
-    Work,
     /// The newest template has never been ready.
     Unproven,
+    /// The work says so.
+    Work,
     /// There is nothing to do.
     Idle,
 }
@@ -70,120 +72,247 @@ pub(super) enum Basis {
 pub(super) struct Decision {
     pub(super) desired: u32,
     pub(super) basis: Basis,
-    pub(super) message: String,
+    /// Why, for people.
+    pub(super) why: String,
     /// There is something to do, or soon will be.
     pub(super) busy: bool,
     /// What the work alone asks for, before damping.
     pub(super) wanted: u32,
 }
 
-/// Decides.
-pub(super) fn decide(inputs: &Inputs) -> Decision {
-    let load = load(inputs);
-    let wanted = load.pods(inputs).clamp(inputs.min, inputs.max.max(inputs.min));
-    let busy = load.ready > 0 || load.active > 0 || load.due_soon;
-    let made = |desired, basis, message: String| Decision { desired, basis, message, busy, wanted };
-    if let Some(pinned) = inputs.pinned {
-        return made(pinned, Basis::Pinned, format!("spec.replicas pins {pinned}"));
+impl Decision {
+    /// The decision in one line.
+    pub(super) fn message(&self) -> String {
+        format!("desired {}: {}", self.desired, self.why)
     }
-    if load.unknown {
-        return made(
-            inputs.current,
-            Basis::Unknown,
-            format!("staying at {}: a queue's depth is not known", inputs.current),
-        );
-    }
-    let told = load.tell(inputs);
-    if wanted > inputs.current {
-        // A template that was never ready gets one pod to prove itself.
-        if !inputs.proven && wanted > inputs.current.max(1) {
-            let desired = inputs.current.max(1);
-            return made(
-                desired,
-                Basis::Unproven,
-                format!("{desired} until a pod of this template was ready: {told}"),
-            );
-        }
-        return made(wanted, Basis::Work, format!("{wanted}: {told}"));
-    }
-    if busy {
-        let held = wanted < inputs.current && inputs.lower_for < SETTLE_BEFORE_DOWN;
-        let desired = if held { inputs.current } else { wanted.max(1) };
-        return made(desired, Basis::Work, format!("{desired}: {told}"));
-    }
-    let desired =
-        if inputs.idle_for >= inputs.idle_timeout { inputs.min } else { inputs.current.max(inputs.min) };
-    made(desired, Basis::Idle, format!("{desired}: nothing to do"))
 }
 
+/// Decides.
+pub(super) fn decide(inputs: &Inputs) -> Decision {
+    let load = Load::of(inputs);
+    let busy = load.busy();
+    let wanted = load.wanted(inputs);
+    let made = |desired, basis, why| Decision { desired, basis, why, busy, wanted };
+    if let Some(pinned) = inputs.pinned {
+        return made(pinned, Basis::Pinned, "spec.replicas pins it".to_owned());
+    }
+    if load.unknown {
+        // What the user allows holds even while nobody knows the depth; nothing else moves.
+        let held = inputs.current.clamp(inputs.min, inputs.most());
+        let desired = held.min(inputs.provable(held));
+        return made(desired, Basis::Unknown, "the depth of a queue is not known".to_owned());
+    }
+    let why = load.tell(inputs);
+    if wanted > inputs.current {
+        let provable = inputs.provable(wanted);
+        if provable < wanted {
+            return made(
+                provable,
+                Basis::Unproven,
+                format!("no pod of this template was ready yet; then {wanted}: {why}"),
+            );
+        }
+        return made(wanted, Basis::Work, why);
+    }
+    if busy {
+        return made(inputs.damped(wanted), Basis::Work, why);
+    }
+    // The idle timeout is a damping of its own.
+    let over = inputs.idle_for >= inputs.idle_timeout;
+    let desired = if over { wanted } else { inputs.damped(wanted) };
+    made(desired, Basis::Idle, "nothing to do".to_owned())
+}
+
+impl Inputs {
+    fn most(&self) -> u32 {
+        self.max.max(self.min)
+    }
+
+    /// How far up it may go: a template that was never ready gets one pod to prove itself.
+    fn provable(&self, wanted: u32) -> u32 {
+        if self.proven { wanted } else { wanted.min(self.current.max(1)) }
+    }
+
+    /// Not lower than what was wanted a moment ago.
+    fn damped(&self, wanted: u32) -> u32 {
+        wanted.max(self.recent_high).min(self.current).clamp(self.min, self.most())
+    }
+
+    fn slots(&self) -> u64 {
+        u64::from(self.concurrency.max(1))
+    }
+}
+
+/// All queues together, this Worker's part of them.
+#[derive(Debug, Default)]
 struct Load {
     ready: u64,
     active: u64,
-    /// Milliseconds of one slot that the backlog takes.
+    /// Milliseconds of one slot that it all takes.
     work: u128,
     due_soon: bool,
     unknown: bool,
-    measured: Option<Duration>,
-}
-
-fn load(inputs: &Inputs) -> Load {
-    let mut load = Load { ready: 0, active: 0, work: 0, due_soon: false, unknown: false, measured: None };
-    for demand in &inputs.demands {
-        let (Some(ready), Some(active)) = (demand.ready, demand.active) else {
-            load.unknown = true;
-            continue;
-        };
-        let part = |count: u64| (u128::from(count) * u128::from(demand.share)).div_ceil(1000);
-        load.active += u64::try_from(part(active)).unwrap_or(u64::MAX);
-        if demand.suspended {
-            continue;
-        }
-        let ready = part(ready);
-        let service = demand.service_time.unwrap_or(inputs.target / ASSUMED_SHARE);
-        load.measured = load.measured.or(demand.service_time);
-        load.ready += u64::try_from(ready).unwrap_or(u64::MAX);
-        load.work += ready.saturating_mul(service.as_millis().max(1));
-        load.due_soon |= demand.due_in.is_some_and(|wait| wait <= DUE_SOON);
-    }
-    load
+    /// The slowest queue that has something to do.
+    service_time: Option<Duration>,
 }
 
 impl Load {
+    fn of(inputs: &Inputs) -> Self {
+        let mut load = Self::default();
+        // What runs beyond the slots of this Worker runs elsewhere, or in pods that are on their way out.
+        let mut slots = u64::from(inputs.current).saturating_mul(inputs.slots());
+        for demand in &inputs.demands {
+            let (Some(ready), Some(active)) = (demand.ready, demand.active) else {
+                load.unknown = true;
+                continue;
+            };
+            let active = demand.part(active).min(slots);
+            slots -= active;
+            let ready = if demand.suspended { 0 } else { demand.part(ready) };
+            let service = demand.service_time.unwrap_or(inputs.target / ASSUMED_PART);
+            // What runs takes its slot for as long as it runs, but not beyond the time that is planned for.
+            let work =
+                slot_millis(ready, service).saturating_add(slot_millis(active, service.min(inputs.target)));
+            load.work = load.work.saturating_add(work);
+            load.ready = load.ready.saturating_add(ready);
+            load.active = load.active.saturating_add(active);
+            load.due_soon |= !demand.suspended && demand.due_in.is_some_and(|wait| wait <= DUE_SOON);
+            if ready + active > 0 {
+                load.service_time = load.service_time.max(demand.service_time);
+            }
+        }
+        load
+    }
+
+    fn busy(&self) -> bool {
+        self.ready > 0 || self.active > 0 || self.due_soon
+    }
+
+    /// What the work asks for, within what the user allows.
+    fn wanted(&self, inputs: &Inputs) -> u32 {
+        let warm = inputs.current > 0 && inputs.idle_for < inputs.idle_timeout;
+        let pods = self.pods(inputs).max(u32::from(self.busy() || warm));
+        pods.clamp(inputs.min, inputs.most())
+    }
+
     fn pods(&self, inputs: &Inputs) -> u32 {
-        let slots = u128::from(inputs.concurrency.max(1));
-        let running = u128::from(self.active).div_ceil(slots);
-        let backlog = self.work.div_ceil(inputs.target.as_millis().max(1) * slots);
-        // More pods than one slot for each job would have nothing to do.
-        let useful = (u128::from(self.ready) + u128::from(self.active)).div_ceil(slots);
-        let pods = (running.max(1) + backlog).min(useful).max(running).max(u128::from(self.due_soon));
-        u32::try_from(pods).unwrap_or(u32::MAX)
+        let slots = inputs.slots();
+        let running = self.active.div_ceil(slots);
+        let useful = self.ready.saturating_add(self.active).div_ceil(slots);
+        let per_pod = inputs.target.as_millis().max(1) * u128::from(slots);
+        let in_time = u64::try_from(self.work.div_ceil(per_pod)).unwrap_or(u64::MAX);
+        u32::try_from(in_time.min(useful).max(running)).unwrap_or(u32::MAX)
     }
 
     fn tell(&self, inputs: &Inputs) -> String {
-        let pace =
-            self.measured.map_or_else(String::new, |time| format!(", {:.2} s a job", time.as_secs_f64()));
-        format!("{} waiting, {} running{pace}, target {} s", self.ready, self.active, inputs.target.as_secs())
+        let pace = self.service_time.map_or_else(String::new, |time| match time.as_secs_f64() {
+            seconds if seconds < 0.01 => format!(", {:.1} ms a job", seconds * 1000.0),
+            seconds => format!(", {seconds:.2} s a job"),
+        });
+        let target = inputs.target.as_secs_f64();
+        format!("{} waiting, {} running{pace}, target {target} s", self.ready, self.active)
     }
+}
+
+impl Demand {
+    fn part(&self, count: u64) -> u64 {
+        let part = (u128::from(count) * u128::from(self.share)).div_ceil(1000);
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
+fn slot_millis(jobs: u64, each: Duration) -> u128 {
+    u128::from(jobs).saturating_mul(each.as_millis().max(1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn demand(ready: u64, active: u64) -> Demand {
-        Demand {
-            ready: Some(ready),
-            active: Some(active),
-            service_time: None,
-            due_in: None,
-            suspended: false,
-            share: 1000,
-        }
-    }
+    /// Beyond what a row says: concurrency 10, 0 to 20 pods, target 30 s, idle timeout 60 s, idle for 0 s, nothing higher
+    /// was wanted before, the template is proven, one queue of which this Worker is the only one.
+    const TABLE: &str = "
+        # what happens                                         | given                                                  | desired
+        nothing to do and no pod                               |                                                        | 0 Idle
+        one job wakes one pod                                  | ready=1                                                | 1 Work
+        a backlog jumps from zero in one step                  | ready=3000 service=1000                                | 10 Work
+        a backlog beyond the maximum                           | ready=100000 service=1000                              | 20 Work
+        a backlog that one pod does in time                    | ready=300 service=1000                                 | 1 Work
+        one job more than one pod does in time                 | ready=301 service=1000                                 | 2 Work
+        a shorter target takes more pods                       | ready=3000 service=1000 target=15                      | 20 Work
+        less concurrency takes more pods                       | ready=3000 service=100 concurrency=1                   | 10 Work
+        slow jobs get a slot each and no more                  | ready=5 service=3600000                                | 1 Work
+        slow jobs in two pods                                  | ready=15 service=3600000                               | 2 Work
+        very fast jobs                                         | ready=100000 service=0.1                               | 1 Work
+        not measured yet                                       | ready=300                                              | 3 Work
+        not measured yet, many                                 | ready=100000                                           | 20 Work
+        a backlog beyond all bounds                            | ready=18446744073709551615 service=1e15                | 20 Work
+        what runs keeps its pods                               | active=25 current=3 service=1                          | 3 Work
+        long jobs that run leave no room for what waits        | ready=10 active=20 current=2 service=3600000           | 3 Work
+        short jobs that run make room for what waits           | ready=10 active=10 current=1 service=100               | 1 Work
+        what runs in pods on their way out is not ours         | active=30                                              | 0 Idle
+        what runs beyond our slots is not ours                 | active=30 current=1 service=1                          | 1 Work
+        half of the queue                                      | ready=3000 service=1000 share=500                      | 5 Work
+        a small part of one job is a job                       | ready=1 share=1                                        | 1 Work
+        a Worker without capacity has no part                  | ready=1000 share=0                                     | 0 Idle
+        two queues add up                                      | ready=1500 service=1000 + ready=1500 service=1000      | 10 Work
+        each queue at its own pace                             | ready=3000 service=100 + ready=300 service=1000        | 2 Work
+        suspended: what waits starts nothing                   | ready=500 suspended                                    | 0 Idle
+        suspended: what runs goes on                           | ready=500 active=15 suspended current=2 service=1      | 2 Work
+        suspended: due jobs start nothing                      | due=1 suspended                                        | 0 Idle
+        one suspended, one not                                 | ready=500 suspended + ready=1                          | 1 Work
+        unknown freezes                                        | unknown current=7                                      | 7 Unknown
+        unknown at zero stays at zero                          | unknown                                                | 0 Unknown
+        unknown freezes idle pods for good                     | unknown current=7 idle=9999                            | 7 Unknown
+        one unknown queue is enough                            | ready=10000 current=3 + unknown                        | 3 Unknown
+        unknown still keeps to the minimum                     | unknown min=2                                          | 2 Unknown
+        unknown still keeps to the maximum                     | unknown current=30                                     | 20 Unknown
+        unknown and unproven                                   | unknown min=2 unproven                                 | 1 Unknown
+        pinned                                                 | ready=10000 current=20 pinned=2                        | 2 Pinned
+        pinned beyond the maximum                              | pinned=50                                              | 50 Pinned
+        pinned at zero with work                               | ready=10000 pinned=0                                   | 0 Pinned
+        pinned while nobody knows the depth                    | unknown pinned=4 current=1                             | 4 Pinned
+        pinned with a template that was never ready            | pinned=4 unproven                                      | 4 Pinned
+        never ready: one pod from zero                         | ready=10000 unproven                                   | 1 Unproven
+        never ready: no more than there are                    | ready=10000 unproven current=4                         | 4 Unproven
+        never ready: one is enough                             | ready=1 unproven                                       | 1 Work
+        never ready: the minimum waits too                     | min=3 unproven                                         | 1 Unproven
+        never ready: down is free                              | ready=1 unproven current=4                             | 1 Work
+        never ready and idle                                   | unproven                                               | 0 Idle
+        less work, but a moment ago there was more             | ready=1 current=5 high=5                               | 5 Work
+        less work, and a moment ago a little more              | ready=1 current=5 high=3                               | 3 Work
+        less work for a while                                  | ready=1 current=5                                      | 1 Work
+        what was wanted before never raises                    | ready=1 current=2 high=9                               | 2 Work
+        more work does not wait                                | ready=3000 service=1000 current=2 high=2               | 10 Work
+        a lower maximum does not wait                          | ready=99999 current=20 high=20 max=4                   | 4 Work
+        no work, but a moment ago there was                    | current=5 high=5                                       | 5 Idle
+        no work for a while: one pod stays warm                | current=5 idle=20                                      | 1 Idle
+        no work for the idle timeout: N to zero                | current=5 idle=60 high=5                               | 0 Idle
+        the last pod waits for the idle timeout                | current=1 idle=59.9                                    | 1 Idle
+        the last pod goes                                      | current=1 idle=60                                      | 0 Idle
+        no idle timeout at all                                 | current=3 high=3 timeout=0                             | 0 Idle
+        idle down to the minimum                               | current=5 min=2 idle=60                                | 2 Idle
+        the minimum holds without work                         | min=2                                                  | 2 Work
+        the minimum holds with little work                     | ready=1 min=2 current=2                                | 2 Work
+        a minimum above the maximum wins                       | min=5 max=3                                            | 5 Work
+        due soon keeps the last pod                            | due=2 current=1 idle=600                               | 1 Work
+        due soon wakes a pod                                   | due=4                                                  | 1 Work
+        due later does not                                     | due=3600 current=1 idle=600                            | 0 Idle
+        due later is no work yet                               | due=6                                                  | 0 Idle
+    ";
 
-    fn inputs(ready: u64, active: u64) -> Inputs {
-        Inputs {
-            demands: vec![demand(ready, active)],
+    const NOTHING: Demand = Demand {
+        ready: Some(0),
+        active: Some(0),
+        service_time: None,
+        due_in: None,
+        suspended: false,
+        share: 1000,
+    };
+
+    fn inputs(given: &str) -> Inputs {
+        let mut it = Inputs {
+            demands: vec![NOTHING],
             concurrency: 10,
             current: 0,
             min: 0,
@@ -192,135 +321,88 @@ mod tests {
             target: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             idle_for: Duration::ZERO,
-            lower_for: Duration::ZERO,
+            recent_high: 0,
             proven: true,
+        };
+        for word in given.split_whitespace() {
+            let (key, value) = word.split_once('=').unwrap_or((word, "0"));
+            let float: f64 = value.parse().unwrap();
+            let seconds = if key == "service" { float / 1000.0 } else { float };
+            let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            let whole = || value.parse::<u64>().unwrap();
+            let small = || value.parse::<u32>().unwrap();
+            let last = it.demands.last_mut().unwrap();
+            match key {
+                "+" => it.demands.push(NOTHING),
+                "ready" => last.ready = Some(whole()),
+                "active" => last.active = Some(whole()),
+                "unknown" => last.ready = None,
+                "suspended" => last.suspended = true,
+                "share" => last.share = whole(),
+                "service" => last.service_time = Some(seconds),
+                "due" => last.due_in = Some(seconds),
+                "concurrency" => it.concurrency = small(),
+                "current" => it.current = small(),
+                "min" => it.min = small(),
+                "max" => it.max = small(),
+                "high" => it.recent_high = small(),
+                "pinned" => it.pinned = Some(small()),
+                "target" => it.target = seconds,
+                "timeout" => it.idle_timeout = seconds,
+                "idle" => it.idle_for = seconds,
+                "unproven" => it.proven = false,
+                other => panic!("{other}"),
+            }
+        }
+        it
+    }
+
+    #[test]
+    fn the_table_holds() {
+        let rows = TABLE.lines().map(str::trim);
+        let rows: Vec<_> = rows.filter(|row| !row.is_empty() && !row.starts_with('#')).collect();
+        assert!(rows.len() >= 60, "{} rows were read", rows.len());
+        for row in rows {
+            let [name, given, expected] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
+                panic!("{row}");
+            };
+            let decision = decide(&inputs(given));
+            let got = format!("{} {:?}", decision.desired, decision.basis);
+            assert_eq!(got, expected, "{name}: {decision:?}");
         }
     }
 
-    fn desired(change: impl FnOnce(&mut Inputs), ready: u64, active: u64) -> (u32, Basis) {
-        let mut inputs = inputs(ready, active);
-        change(&mut inputs);
-        let decision = decide(&inputs);
-        (decision.desired, decision.basis)
+    #[test]
+    fn the_message_says_what_it_depends_on() {
+        let message = |given: &str| decide(&inputs(given)).message();
+        assert_eq!(
+            message("ready=120 service=210 active=4 current=1"),
+            "desired 1: 120 waiting, 4 running, 0.21 s a job, target 30 s"
+        );
+        let quick = message("ready=1 current=1 service=2.5");
+        assert_eq!(quick, "desired 1: 1 waiting, 0 running, 2.5 ms a job, target 30 s");
+        assert_eq!(message("pinned=4"), "desired 4: spec.replicas pins it");
+        assert_eq!(message("unknown current=2"), "desired 2: the depth of a queue is not known");
+        assert_eq!(message("current=1"), "desired 1: nothing to do");
+        let unproven = message("unproven ready=3000 service=1000");
+        assert!(
+            unproven.starts_with("desired 1: no pod of this template was ready yet; then 10:"),
+            "{unproven}"
+        );
     }
 
     #[test]
-    fn one_job_wakes_one_pod() {
-        assert_eq!(desired(|_| {}, 1, 0), (1, Basis::Work));
-    }
-
-    #[test]
-    fn a_backlog_jumps_from_zero_in_one_step() {
-        let second = |it: &mut Inputs| it.demands[0].service_time = Some(Duration::from_secs(1));
-        // 3000 s of work, 10 slots a pod, 30 s: ten pods, beside the one that any work gets.
-        assert_eq!(desired(second, 3000, 0), (11, Basis::Work));
-        assert_eq!(desired(second, 100_000, 0), (20, Basis::Work));
-    }
-
-    #[test]
-    fn no_pod_without_a_job_for_it() {
-        let slow = |it: &mut Inputs| it.demands[0].service_time = Some(Duration::from_secs(3600));
-        assert_eq!(desired(slow, 5, 0), (1, Basis::Work));
-        assert_eq!(desired(slow, 15, 0), (2, Basis::Work));
-    }
-
-    #[test]
-    fn a_queue_is_shared_with_its_other_workers() {
-        let half = |it: &mut Inputs| {
-            it.demands[0].service_time = Some(Duration::from_secs(1));
-            it.demands[0].share = 500;
-        };
-        assert_eq!(desired(half, 3000, 0), (6, Basis::Work));
-    }
-
-    #[test]
-    fn suspended_queues_count_only_what_runs() {
-        assert_eq!(desired(|it| it.demands[0].suspended = true, 500, 0), (0, Basis::Idle));
-        let running = |it: &mut Inputs| {
-            it.demands[0].suspended = true;
-            it.current = 2;
-        };
-        assert_eq!(desired(running, 500, 15), (2, Basis::Work));
-    }
-
-    #[test]
-    fn unknown_depths_freeze_the_size() {
-        let unknown = |it: &mut Inputs| {
-            it.demands[0].ready = None;
-            it.current = 7;
-        };
-        assert_eq!(desired(unknown, 0, 0), (7, Basis::Unknown));
-        let one_known = |it: &mut Inputs| {
-            it.demands.push(Demand { ready: None, ..demand(0, 0) });
-            it.current = 3;
-        };
-        assert_eq!(desired(one_known, 10_000, 0), (3, Basis::Unknown));
-    }
-
-    #[test]
-    fn a_pin_wins_over_everything() {
-        assert_eq!(desired(|it| it.pinned = Some(2), 10_000, 50), (2, Basis::Pinned));
-        let unknown = |it: &mut Inputs| {
-            it.demands[0].ready = None;
-            it.pinned = Some(0);
-        };
-        assert_eq!(desired(unknown, 0, 0), (0, Basis::Pinned));
-    }
-
-    #[test]
-    fn a_template_that_was_never_ready_gets_one_pod() {
-        assert_eq!(desired(|it| it.proven = false, 10_000, 0), (1, Basis::Unproven));
-        let more = |it: &mut Inputs| {
-            it.proven = false;
-            it.current = 4;
-        };
-        assert_eq!(desired(more, 10_000, 0), (4, Basis::Unproven));
-    }
-
-    #[test]
-    fn fewer_pods_only_after_the_demand_stayed_low() {
-        let soon = |it: &mut Inputs| it.current = 5;
-        assert_eq!(desired(soon, 3, 2), (5, Basis::Work));
-        let later = |it: &mut Inputs| {
-            it.current = 5;
-            it.lower_for = SETTLE_BEFORE_DOWN;
-        };
-        assert_eq!(desired(later, 3, 2), (1, Basis::Work));
-    }
-
-    #[test]
-    fn idle_pods_go_after_the_idle_timeout() {
-        let current = |it: &mut Inputs| it.current = 3;
-        assert_eq!(desired(current, 0, 0), (3, Basis::Idle));
-        let idle = |it: &mut Inputs| {
-            it.current = 3;
-            it.idle_for = it.idle_timeout;
-        };
-        assert_eq!(desired(idle, 0, 0), (0, Basis::Idle));
-        let kept = |it: &mut Inputs| {
-            idle(it);
-            it.min = 2;
-        };
-        assert_eq!(desired(kept, 0, 0), (2, Basis::Idle));
-    }
-
-    #[test]
-    fn a_job_that_is_due_soon_keeps_a_pod() {
-        let due = |it: &mut Inputs| {
-            it.demands[0].due_in = Some(Duration::from_secs(2));
-            it.current = 1;
-            it.idle_for = Duration::from_secs(600);
-        };
-        assert_eq!(desired(due, 0, 0), (1, Basis::Work));
-        let far = |it: &mut Inputs| {
-            due(it);
-            it.demands[0].due_in = Some(Duration::from_secs(3600));
-        };
-        assert_eq!(desired(far, 0, 0), (0, Basis::Idle));
-    }
-
-    #[test]
-    fn the_minimum_holds_without_work() {
-        assert_eq!(desired(|it| it.min = 2, 0, 0), (2, Basis::Work));
+    fn less_work_never_wants_more_pods() {
+        for service in [None, Some(1.0), Some(700.0), Some(1e6)] {
+            let mut before = 0;
+            for ready in 0..2000 {
+                let mut it = inputs("current=3 active=7 max=1000");
+                it.demands[0].ready = Some(ready);
+                it.demands[0].service_time = service.map(|millis| Duration::from_secs_f64(millis / 1000.0));
+                let wanted = decide(&it).wanted;
+                assert!(wanted >= before, "{ready} waiting want {wanted}, one less wanted {before}");
+                before = wanted;
+            }
+        }
     }
 }
