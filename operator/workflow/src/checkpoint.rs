@@ -9,10 +9,8 @@ pub const VERSION: u32 = 1;
 /// A stored state that can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A newer writer wrote it.
-    #[error(
-        "the state has version {found}, this operator reads up to {VERSION}: it was written by a newer one"
-    )]
+    /// Another writer wrote it, a newer one as a rule.
+    #[error("the state has version {found}, this operator reads version {VERSION}")]
     UnsupportedVersion {
         /// The version found.
         found: u32,
@@ -33,9 +31,9 @@ pub fn encode(state: &State) -> (u32, Value) {
 /// The state that was stored.
 ///
 /// # Errors
-/// When it is newer than this code, or makes no sense.
+/// When it has another version, or makes no sense.
 pub fn decode(version: u32, data: &Value) -> Result<State, Error> {
-    if version > VERSION {
+    if version != VERSION {
         return Err(Error::UnsupportedVersion { found: version });
     }
     Ok(serde_json::from_value(data.clone())?)

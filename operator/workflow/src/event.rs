@@ -1,6 +1,9 @@
 //! What the machine hears.
+//!
+//! Only completions carry a round: they may come from an earlier one. Everything else comes from the operator that holds
+//! the state, so it speaks of the round of the state.
 
-use crate::Target;
+use crate::{Millis, Target};
 use serde::{Deserialize, Serialize};
 
 /// Something that happened.
@@ -8,26 +11,28 @@ use serde::{Deserialize, Serialize};
 pub enum Event {
     /// The workflow starts.
     Started,
-    /// An expression said how many members a batch has.
+    /// An expression said how many members a batch has. It is not evaluated again: the first count stands.
     MembersResolved {
         /// The step.
         step: u16,
         /// Its members.
         count: u32,
     },
-    /// The expression can't be evaluated.
+    /// The expression can't be evaluated. The step has failed.
     ResolveFailed {
         /// The step.
         step: u16,
         /// Why.
         failure: Failure,
     },
-    /// Jobs are in the broker.
+    /// Jobs are in the broker, whoever put them there, just now or before: this also answers a question after a silence.
+    ///
+    /// Who keeps it to fold it later has to keep its time with it: a silence is over at the time of the answer.
     Dispatched {
         /// Their places.
         targets: Vec<Target>,
     },
-    /// A job can never be put into the broker.
+    /// A job can never be put into the broker. It counts as failed.
     DispatchRefused {
         /// Its place.
         target: Target,
@@ -43,18 +48,67 @@ pub enum Event {
         /// How it ended.
         outcome: Outcome,
         /// When, in milliseconds by the broker's clock.
-        settled_at: u64,
+        settled_at: Millis,
     },
-    /// The user wants nothing further started.
+    /// The broker doesn't know a job that was put there. It is owed again.
+    Lost {
+        /// Its place.
+        target: Target,
+    },
+    /// The broker was asked to cancel jobs.
+    CancelAsked {
+        /// Their places.
+        targets: Vec<Target>,
+    },
+    /// The user wants nothing further started: no members, no callbacks. What runs settles; the deadline keeps running.
     SuspendRequested,
     /// The user wants it to go on.
     ResumeRequested,
-    /// The user wants it to end.
+    /// The user wants it to end, with `catch` and `finally`.
     CancelRequested,
-    /// The object is being deleted.
+    /// The object is being deleted: no callbacks.
     DeletionRequested,
     /// Time passed.
     TimerFired,
+}
+
+impl Event {
+    /// The names of all events.
+    pub const NAMES: [&'static str; 13] = [
+        "Started",
+        "MembersResolved",
+        "ResolveFailed",
+        "Dispatched",
+        "DispatchRefused",
+        "Settled",
+        "Lost",
+        "CancelAsked",
+        "SuspendRequested",
+        "ResumeRequested",
+        "CancelRequested",
+        "DeletionRequested",
+        "TimerFired",
+    ];
+
+    /// Its name, one of [`Event::NAMES`]: for logs and metrics.
+    pub const fn name(&self) -> &'static str {
+        let index = match self {
+            Self::Started => 0,
+            Self::MembersResolved { .. } => 1,
+            Self::ResolveFailed { .. } => 2,
+            Self::Dispatched { .. } => 3,
+            Self::DispatchRefused { .. } => 4,
+            Self::Settled { .. } => 5,
+            Self::Lost { .. } => 6,
+            Self::CancelAsked { .. } => 7,
+            Self::SuspendRequested => 8,
+            Self::ResumeRequested => 9,
+            Self::CancelRequested => 10,
+            Self::DeletionRequested => 11,
+            Self::TimerFired => 12,
+        };
+        Self::NAMES[index]
+    }
 }
 
 /// How a job ended.
@@ -73,6 +127,7 @@ pub enum Outcome {
 
 /// Why something failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Failure {
     /// A CamelCase word.
     pub reason: String,
@@ -81,8 +136,7 @@ pub struct Failure {
 }
 
 /// Where a result is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResultRef {
     /// The job answered nothing.
     None,
@@ -90,7 +144,7 @@ pub enum ResultRef {
     Inline(String),
     /// In the broker's result store, under the job's id.
     Stored {
-        /// Its bytes.
+        /// Its bytes; 0 where the state doesn't keep them, as for the members of a batch.
         bytes: u64,
     },
 }

@@ -3,17 +3,22 @@
 //! The controller folds events with [`State::apply`], commits the state, and only then performs what
 //! [`State::effects_owed`] says. Losing effects is harmless (they are owed until they are recorded), and performing one
 //! twice is harmless (a job's id is a function of round and [`Target`]).
+//!
+//! What the controller has to keep to:
+//! - Completions are folded in the order in which they were settled, and [`Event::TimerFired`] after them: a job that
+//!   was settled before the deadline then wins even when its completion arrived later.
+//! - It looks again at [`State::next_timer`] and folds [`Event::TimerFired`].
+//! - The object must not go away while [`State::may_have_jobs_out`].
 #![warn(clippy::wildcard_enum_match_arm)]
 
-mod batch;
-mod bits;
 pub mod checkpoint;
 mod effect;
 mod event;
-mod finish;
 mod machine;
+mod members;
 mod owed;
 mod plan;
+mod results;
 mod state;
 mod summary;
 mod target;
@@ -21,7 +26,9 @@ mod target;
 pub use effect::Effect;
 pub use event::{Event, Failure, Outcome, ResultRef};
 pub use machine::TransitionError;
-pub use plan::{BatchPlan, CallbackSet, FailurePolicy, Members, Plan, PlannedStep, Work};
-pub use state::{State, StepPhase, WorkflowOutcome, WorkflowPhase};
-pub use summary::{StepSummary, Summary};
+pub use plan::{
+    BatchPlan, CallbackSet, FailurePolicy, MAX_MEMBERS, Members, Millis, Plan, PlannedStep, Work,
+};
+pub use state::{CANCEL_GRACE, Reason, State, StepPhase, WorkflowOutcome, WorkflowPhase};
+pub use summary::{CallbackPhase, CallbackSummary, StepSummary, Summary};
 pub use target::{Callback, Target};

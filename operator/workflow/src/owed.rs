@@ -1,106 +1,120 @@
-//! What the state owes the world, and when to look again.
+//! What the state owes the world.
 
 use crate::{
-    Effect, Plan, State, Target, WorkflowOutcome,
-    state::{CANCEL_GRACE, Slot, StepPhase, StepState},
+    Effect, Millis, Plan, PlannedStep, State, StepPhase, Target,
+    members::{Member, Roster},
+    state::{Slot, StepState},
 };
 
-/// Dispatches in one go; the rest follows when these were recorded.
-const MAX_DISPATCHES: usize = 5 * Effect::MAX_TARGETS;
+/// Places that are dispatched or asked for in one go; the rest follows when these were recorded.
+const MAX_IN_ONE_GO: usize = 5 * Effect::MAX_TARGETS;
 
 impl State {
-    /// What is owed now. Computed anew each time, so that losing effects is harmless.
-    pub fn effects_owed(&self, plan: &Plan, now: u64) -> Vec<Effect> {
+    /// What is owed now. Computed anew each time, so that losing effects is harmless; what was recorded as done is left
+    /// out.
+    ///
+    /// Past a deadline nothing is dispatched, even before the timer was heard.
+    pub fn effects_owed(&self, plan: &Plan, now: Millis) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if !self.is_started() || self.is_terminal() {
+        if !self.may_have_jobs_out() {
             return effects;
         }
-        self.owe_cancels(&mut effects);
-        if self.deleting_since.is_some() {
+        self.owe_cancels(plan, &mut effects);
+        if self.deleting_since.is_some() || self.suspended {
             return effects;
         }
-        if !self.suspended {
+        if self.deadline(plan).is_none_or(|end| now < end) {
             self.owe_members(plan, &mut effects);
-            let owed: Vec<_> =
-                self.callback_targets().filter(|target| *self.slot(target) == Slot::Owed).collect();
-            push(&mut effects, &owed, |targets| Effect::Dispatch { targets });
         }
-        if self.heard_at.is_some_and(|heard| now >= heard.saturating_add(plan.resync_after)) {
-            let silent: Vec<_> = self.all_out().take(Effect::MAX_TARGETS).collect();
-            push(&mut effects, &silent, |targets| Effect::Ask { targets });
-        }
+        self.owe_callbacks(&mut effects);
+        self.owe_questions(plan, now, &mut effects);
         effects
     }
 
-    fn owe_cancels(&self, effects: &mut Vec<Effect>) {
-        let ends_early = |step: &StepState| {
-            self.deleting_since.is_some()
-                || step.outcome.is_some_and(|outcome| outcome != WorkflowOutcome::Succeeded)
-        };
-        for (step, state) in (0_u16..)
-            .zip(&self.steps)
-            .filter(|(_, state)| state.phase == StepPhase::Running && ends_early(state))
-        {
-            let out: Vec<_> = state.out().map(|member| Target::Member { step, member }).collect();
-            push(effects, &out, |targets| Effect::CancelJobs { targets });
+    fn owe_cancels(&self, plan: &Plan, effects: &mut Vec<Effect>) {
+        let deleting = self.deleting_since.is_some();
+        for ((step, state), planned) in self.numbered().zip(&plan.steps) {
+            if deleting || state.ends_early() {
+                let targets: Vec<_> = state
+                    .to_cancel(planned)
+                    .into_iter()
+                    .map(|member| Target::Member { step, member })
+                    .collect();
+                push(effects, &targets, |targets| Effect::CancelJobs { targets });
+            }
+        }
+        if deleting && !self.callback_cancelled {
+            let open: Vec<_> = self.open_callbacks().collect();
+            push(effects, &open, |targets| Effect::CancelJobs { targets });
         }
     }
 
     fn owe_members(&self, plan: &Plan, effects: &mut Vec<Effect>) {
-        for (step, (state, planned)) in (0_u16..).zip(self.steps.iter().zip(&plan.steps)) {
-            if state.phase != StepPhase::Running || state.outcome.is_some() {
-                continue;
-            }
-            let Some(total) = state.total else {
+        for ((step, state), planned) in
+            self.numbered().zip(&plan.steps).filter(|((_, state), _)| state.is_open())
+        {
+            let Some(members) = &state.members else {
                 effects.push(Effect::Resolve { step });
                 continue;
             };
-            let out = state.dispatched.len() - state.settled.len().min(state.dispatched.len());
-            let parallel = planned.batch().and_then(|batch| batch.max_parallel);
-            let room = parallel.map_or(u32::MAX, |most| most.get().saturating_sub(out)) as usize;
-            let missing = (0..total).filter(|member| !state.dispatched.contains(*member));
-            let targets: Vec<_> = missing
-                .take(room.min(MAX_DISPATCHES))
-                .map(|member| Target::Member { step, member })
-                .collect();
+            let targets: Vec<_> =
+                window(members, planned).map(|member| Target::Member { step, member }).collect();
             push(effects, &targets, |targets| Effect::Dispatch { targets });
         }
     }
 
-    /// Everything that is in the broker.
-    fn all_out(&self) -> impl Iterator<Item = Target> + '_ {
-        let running = (0_u16..).zip(&self.steps).filter(|(_, state)| state.phase == StepPhase::Running);
-        let members =
-            running.flat_map(|(step, state)| state.out().map(move |member| Target::Member { step, member }));
-        members.chain(self.callback_targets().filter(|target| *self.slot(target) == Slot::Out))
+    fn owe_callbacks(&self, effects: &mut Vec<Effect>) {
+        let owed: Vec<_> = self.open_callbacks().filter(|target| *self.slot(target) == Slot::Owed).collect();
+        push(effects, &owed, |targets| Effect::Dispatch { targets });
     }
 
-    /// When something may follow from time alone.
-    pub fn next_timer(&self, plan: &Plan) -> Option<u64> {
-        if !self.is_started() || self.is_terminal() {
-            return None;
+    fn owe_questions(&self, plan: &Plan, now: Millis, effects: &mut Vec<Effect>) {
+        let mut targets = Vec::new();
+        for (step, state) in self.numbered().filter(|(_, state)| plan.is_silence(state.heard_at, now)) {
+            // The lost members of a decided step are not wanted back.
+            if let Some(members) = state.members.as_ref().filter(|_| state.is_open()) {
+                let unasked = members.all(Member::Out).filter(|member| *member >= state.asked_to);
+                targets.extend(unasked.take(MAX_IN_ONE_GO).map(|member| Target::Member { step, member }));
+            }
+            let callback = state.callbacks.open().map(|callback| Target::StepCallback { step, callback });
+            targets.extend(callback.filter(|target| *self.slot(target) == Slot::Out));
         }
-        let after = |since: Option<u64>, wait: Option<u64>| {
-            since.zip(wait).map(|(since, wait)| since.saturating_add(wait))
-        };
-        let mut timers = vec![after(self.deleting_since, Some(CANCEL_GRACE))];
-        if self.outcome.is_none() {
-            timers.push(after(self.started_at, plan.deadline));
+        if plan.is_silence(self.heard_at, now) {
+            let callback = self.callbacks.open().map(Target::Callback);
+            targets.extend(callback.filter(|target| *self.slot(target) == Slot::Out));
         }
-        for (state, planned) in
-            self.steps.iter().zip(&plan.steps).filter(|(state, _)| state.phase == StepPhase::Running)
-        {
-            timers.push(match state.outcome {
-                None => after(state.started_at, planned.timeout),
-                Some(_) if state.out().next().is_some() => after(state.decided_at, Some(CANCEL_GRACE)),
-                Some(_) => None,
-            });
-        }
-        if self.all_out().next().is_some() {
-            timers.push(after(self.heard_at, Some(plan.resync_after)));
-        }
-        timers.into_iter().flatten().min()
+        push(effects, &targets, |targets| Effect::Ask { targets });
     }
+
+    /// Callbacks whose jobs may be in the broker.
+    fn open_callbacks(&self) -> impl Iterator<Item = Target> + '_ {
+        let of_steps = self.numbered().filter_map(|(step, state)| {
+            state.callbacks.open().map(|callback| Target::StepCallback { step, callback })
+        });
+        of_steps.chain(self.callbacks.open().map(Target::Callback))
+    }
+}
+
+impl StepState {
+    /// Members that may be in the broker and that nobody asked to be cancelled, in order.
+    ///
+    /// Whoever dispatched may have died before it was recorded, so that what was owed last may be out as well.
+    fn to_cancel(&self, planned: &PlannedStep) -> Vec<u32> {
+        let Some(members) = &self.members else { return Vec::new() };
+        let mut open: Vec<u32> = members.all(Member::Out).collect();
+        if self.phase == StepPhase::Running {
+            open.extend(window(members, planned));
+        }
+        open.retain(|member| *member >= self.cancelled_to);
+        open.sort_unstable();
+        open
+    }
+}
+
+/// Members that are to be dispatched next.
+fn window<'a>(members: &'a Roster, planned: &PlannedStep) -> impl Iterator<Item = u32> + use<'a> {
+    let room = planned.max_parallel().saturating_sub(members.count(Member::Out)) as usize;
+    members.all(Member::Waiting).take(room.min(MAX_IN_ONE_GO))
 }
 
 fn push(effects: &mut Vec<Effect>, targets: &[Target], make: impl Fn(Vec<Target>) -> Effect) {

@@ -1,8 +1,15 @@
 //! What a workflow is made of, as far as the machine needs to know.
 
+use crate::Callback;
 use std::num::NonZeroU32;
 
-/// The steps in order, and what runs at the end.
+/// Milliseconds: since the epoch for a point in time, else a length of time.
+pub type Millis = u64;
+
+/// Members of one batch. The state of a batch of this size stays far below what a status may hold.
+pub const MAX_MEMBERS: u32 = 100_000;
+
+/// The steps in order, and what runs at the end. Must be the same for all events of a workflow, but for the deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// The steps.
@@ -10,9 +17,9 @@ pub struct Plan {
     /// The workflow's callbacks.
     pub callbacks: CallbackSet,
     /// Milliseconds from the start to the outcome.
-    pub deadline: Option<u64>,
-    /// Milliseconds after which a job that was not heard of is asked for.
-    pub resync_after: u64,
+    pub deadline: Option<Millis>,
+    /// Milliseconds after which a job that was not heard of is asked for; 0 asks never.
+    pub resync_after: Millis,
 }
 
 /// A step.
@@ -20,8 +27,8 @@ pub struct Plan {
 pub struct PlannedStep {
     /// Its name.
     pub name: String,
-    /// Milliseconds from its start to its outcome.
-    pub timeout: Option<u64>,
+    /// Milliseconds from its start to the outcome of its jobs.
+    pub timeout: Option<Millis>,
     /// What it does.
     pub work: Work,
 }
@@ -60,7 +67,10 @@ pub enum Members {
 /// What a failed member means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailurePolicy {
-    /// The batch has failed.
+    /// The batch has failed at once.
+    ///
+    /// Nothing further is dispatched, and the members that are out are asked to be cancelled. The batch's callbacks
+    /// wait until those have settled, or for [`crate::CANCEL_GRACE`].
     FailFast,
     /// The others run, then the batch has failed.
     Continue,
@@ -71,10 +81,28 @@ pub enum FailurePolicy {
 pub struct CallbackSet {
     /// After success.
     pub then: bool,
-    /// After failure.
+    /// After failure or cancellation.
     pub catch: bool,
-    /// At the end.
+    /// At the end, after the other one settled.
     pub finally: bool,
+}
+
+impl CallbackSet {
+    /// Whether there is such a callback.
+    pub const fn has(&self, callback: Callback) -> bool {
+        match callback {
+            Callback::Then => self.then,
+            Callback::Catch => self.catch,
+            Callback::Finally => self.finally,
+        }
+    }
+}
+
+impl Plan {
+    /// A step by its number.
+    pub(crate) fn step(&self, step: u16) -> Option<&PlannedStep> {
+        self.steps.get(usize::from(step))
+    }
 }
 
 impl PlannedStep {
@@ -88,5 +116,27 @@ impl PlannedStep {
 
     pub(crate) fn callbacks(&self) -> CallbackSet {
         self.batch().map(|batch| batch.callbacks).unwrap_or_default()
+    }
+
+    /// The members that are known before the step's turn has come.
+    pub(crate) fn known_members(&self) -> Option<u32> {
+        match self.batch().map(|batch| batch.members) {
+            None => Some(1),
+            Some(Members::Fixed(count)) => Some(count),
+            Some(Members::Resolved) => None,
+        }
+    }
+
+    /// Members in the broker at once.
+    pub(crate) fn max_parallel(&self) -> u32 {
+        self.batch().and_then(|batch| batch.max_parallel).map_or(u32::MAX, NonZeroU32::get)
+    }
+
+    /// Whether the first failed member decides.
+    pub(crate) fn fails_fast(&self) -> bool {
+        match self.batch().map(|batch| batch.failure_policy) {
+            None | Some(FailurePolicy::FailFast) => true,
+            Some(FailurePolicy::Continue) => false,
+        }
     }
 }

@@ -1,8 +1,14 @@
 //! Where a workflow stands. Small: counters and sets, never payloads.
 
-use crate::{Callback, Failure, Plan, ResultRef, Target, bits::Bits};
+use crate::{
+    Callback, Failure, Millis, Plan, ResultRef, Target,
+    members::{Member, Roster},
+};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long jobs are waited for after the broker was asked to cancel them.
+pub const CANCEL_GRACE: Millis = 30_000;
 
 /// Where a workflow stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,6 +29,16 @@ pub enum WorkflowPhase {
     Cancelled,
     /// Ended with its object.
     Deleted,
+}
+
+impl WorkflowPhase {
+    /// Whether nothing happens any more.
+    pub const fn is_terminal(self) -> bool {
+        match self {
+            Self::Pending | Self::Running | Self::Finishing => false,
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::Deleted => true,
+        }
+    }
 }
 
 /// Where a step stands.
@@ -66,20 +82,23 @@ impl std::fmt::Display for WorkflowOutcome {
     }
 }
 
-/// Bytes of one result in the state.
-pub(crate) const MAX_INLINE: usize = 1024;
-/// Bytes of all results in the state.
-pub(crate) const MAX_INLINE_TOTAL: usize = 16 * 1024;
-/// Failures that are kept with their message.
-pub(crate) const MAX_FAILURES: usize = 10;
-/// Bytes of a kept message.
-pub(crate) const MAX_MESSAGE: usize = 256;
-/// How long cancelled jobs are waited for.
-pub(crate) const CANCEL_GRACE: u64 = 30_000;
+/// Why a workflow does not come out well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reason {
+    /// A step failed.
+    StepFailed,
+    /// It did not end before its deadline.
+    DeadlineExceeded,
+    /// The user asked for it.
+    CancelRequested,
+}
 
 /// The state of one workflow.
+///
+/// Fields that this code doesn't know are refused: a newer operator wrote them, and dropping them would undo its work.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct State {
     pub(crate) phase: WorkflowPhase,
     #[serde(skip_serializing_if = "is_zero")]
@@ -88,63 +107,75 @@ pub struct State {
     pub(crate) suspended: bool,
     /// When the object began to be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) deleting_since: Option<u64>,
+    pub(crate) deleting_since: Option<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) started_at: Option<u64>,
+    pub(crate) started_at: Option<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) finished_at: Option<u64>,
+    pub(crate) finished_at: Option<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) outcome: Option<WorkflowOutcome>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) steps: Vec<StepState>,
     #[serde(skip_serializing_if = "Slots::is_empty")]
     pub(crate) callbacks: Slots,
-    /// Bytes of all results that stand here.
+    /// Since when nothing was heard of the callback that is out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) heard_at: Option<Millis>,
+    /// The broker was asked to cancel the callback that is out: only for deletion.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) callback_cancelled: bool,
+    /// Bytes that all results take that stand here.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) inline_bytes: u32,
-    /// Terminal completions that said otherwise than the first one.
+    /// Places of which a later completion said otherwise than the first one. A set, because each may come twice.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) conflicting: BTreeSet<String>,
+    /// Jobs that the broker had lost.
     #[serde(skip_serializing_if = "is_zero")]
-    pub(crate) conflicting: u32,
-    /// When something was heard last; silence is counted from here.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) heard_at: Option<u64>,
+    pub(crate) lost: u32,
 }
 
 /// The state of one step.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(crate) struct StepState {
     pub(crate) phase: StepPhase,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) started_at: Option<u64>,
+    pub(crate) started_at: Option<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) finished_at: Option<u64>,
+    pub(crate) finished_at: Option<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
-    /// How many members there are, once known.
+    /// The members, once it is known how many there are.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) total: Option<u32>,
-    #[serde(skip_serializing_if = "none")]
-    pub(crate) dispatched: Bits,
-    #[serde(skip_serializing_if = "none")]
-    pub(crate) settled: Bits,
-    #[serde(skip_serializing_if = "none")]
-    pub(crate) succeeded: Bits,
+    pub(crate) members: Option<Roster>,
     /// Results that stand here, by member.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) inline: BTreeMap<u32, String>,
-    /// Members that answered nothing.
-    #[serde(skip_serializing_if = "none")]
-    pub(crate) silent: Bits,
+    /// Bytes of all results that stand elsewhere.
+    #[serde(skip_serializing_if = "is_zero_long")]
+    pub(crate) stored_bytes: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) failures: Vec<(u32, Failure)>,
     /// How the members came out, once decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) outcome: Option<WorkflowOutcome>,
-    /// When the outcome was decided.
+    /// When this was found out. Not when it came about: after an outage the grace for cancelled jobs begins now.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) decided_at: Option<u64>,
+    pub(crate) decided_at: Option<Millis>,
+    /// The broker was asked to cancel the members below.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) cancelled_to: u32,
+    /// Since when nothing was heard of any job of this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) heard_at: Option<Millis>,
+    /// In the present silence the members below were asked for.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) asked_to: u32,
     #[serde(skip_serializing_if = "Slots::is_empty")]
     pub(crate) callbacks: Slots,
 }
@@ -158,7 +189,7 @@ pub(crate) struct Slots([Slot; 3]);
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Slot {
-    /// Not owed.
+    /// Its turn has not come.
     #[default]
     Idle,
     /// To be put into the broker.
@@ -173,7 +204,18 @@ pub(crate) enum Slot {
 
 impl Slot {
     pub(crate) const fn is_over(&self) -> bool {
-        matches!(self, Self::Done | Self::Failed(_))
+        match self {
+            Self::Idle | Self::Owed | Self::Out => false,
+            Self::Done | Self::Failed(_) => true,
+        }
+    }
+
+    /// Whether a job of it may be in the broker.
+    pub(crate) const fn is_open(&self) -> bool {
+        match self {
+            Self::Owed | Self::Out => true,
+            Self::Idle | Self::Done | Self::Failed(_) => false,
+        }
     }
 }
 
@@ -186,6 +228,15 @@ impl Slots {
         self.0[callback.index()] = slot;
     }
 
+    /// The callback whose turn it is: there is one at a time.
+    pub(crate) fn open(&self) -> Option<Callback> {
+        Callback::ALL.into_iter().find(|callback| self.get(*callback).is_open())
+    }
+
+    pub(crate) fn is_out(&self) -> bool {
+        self.0.contains(&Slot::Out)
+    }
+
     fn is_empty(&self) -> bool {
         self.0.iter().all(|slot| *slot == Slot::Idle)
     }
@@ -195,12 +246,12 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-fn is_false(truth: &bool) -> bool {
-    !*truth
+fn is_zero_long(number: &u64) -> bool {
+    *number == 0
 }
 
-fn none(bits: &Bits) -> bool {
-    bits.len() == 0
+fn is_false(truth: &bool) -> bool {
+    !*truth
 }
 
 impl State {
@@ -221,13 +272,7 @@ impl State {
 
     /// Whether nothing happens any more.
     pub fn is_terminal(&self) -> bool {
-        match self.phase {
-            WorkflowPhase::Pending | WorkflowPhase::Running | WorkflowPhase::Finishing => false,
-            WorkflowPhase::Succeeded
-            | WorkflowPhase::Failed
-            | WorkflowPhase::Cancelled
-            | WorkflowPhase::Deleted => true,
-        }
+        self.phase.is_terminal()
     }
 
     /// Whether nothing further is to be started.
@@ -235,24 +280,35 @@ impl State {
         self.suspended
     }
 
+    /// Whether the object has to stay, because jobs may be in the broker that nobody would cancel. A finalizer may go
+    /// when this says no.
+    pub fn may_have_jobs_out(&self) -> bool {
+        self.is_started() && !self.is_terminal()
+    }
+
     /// How it comes out, once decided.
     pub fn outcome(&self) -> Option<WorkflowOutcome> {
         self.outcome
     }
 
-    /// Why it comes out so.
+    /// Why it does not come out well, as a word.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    /// Why it does not come out well, for people.
     pub fn message(&self) -> Option<&str> {
         self.message.as_deref()
     }
 
     /// How many members a step has, once its turn has come and they are known.
     pub fn members(&self, _plan: &Plan, step: u16) -> Option<u32> {
-        self.steps.get(usize::from(step))?.total
+        Some(self.step(step)?.members.as_ref()?.total())
     }
 
     /// How many members of a step ended well, and how many otherwise.
     pub fn counts(&self, step: u16) -> (u32, u32) {
-        self.steps.get(usize::from(step)).map_or((0, 0), StepState::counts)
+        self.step(step).map_or((0, 0), StepState::counts)
     }
 
     /// Where the result of a job is; `None` unless it succeeded.
@@ -260,33 +316,55 @@ impl State {
         let Target::Member { step, member } = target else {
             return None;
         };
-        let step = self.steps.get(usize::from(*step))?;
-        if !step.succeeded.contains(*member) {
-            return None;
+        let step = self.step(*step)?;
+        let members = step.members.as_ref()?;
+        match members.get(*member)? {
+            Member::Waiting | Member::Out | Member::Failed => None,
+            Member::Silent => Some(ResultRef::None),
+            Member::Answered => Some(step.inline.get(member).map_or_else(
+                || ResultRef::Stored { bytes: if members.total() == 1 { step.stored_bytes } else { 0 } },
+                |text| ResultRef::Inline(text.clone()),
+            )),
         }
-        if step.silent.contains(*member) {
-            return Some(ResultRef::None);
-        }
-        let inline = step.inline.get(member).map(|text| ResultRef::Inline(text.clone()));
-        Some(inline.unwrap_or(ResultRef::Stored { bytes: 0 }))
+    }
+
+    pub(crate) fn step(&self, step: u16) -> Option<&StepState> {
+        self.steps.get(usize::from(step))
+    }
+
+    /// The steps with their numbers.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u16, &StepState)> {
+        (0..=u16::MAX).zip(&self.steps)
     }
 }
 
 impl StepState {
+    /// How many members ended well, and how many otherwise.
     pub(crate) fn counts(&self) -> (u32, u32) {
-        (self.succeeded.len(), self.settled.len() - self.succeeded.len())
+        self.members.as_ref().map_or((0, 0), |all| (all.succeeded(), all.count(Member::Failed)))
     }
 
-    /// Members that are in the broker.
-    pub(crate) fn out(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.total.unwrap_or(0))
-            .filter(|member| self.dispatched.contains(*member) && !self.settled.contains(*member))
+    /// How many members are in the broker.
+    pub(crate) fn out(&self) -> u32 {
+        self.members.as_ref().map_or(0, |all| all.count(Member::Out))
     }
-}
 
-/// A message cut to its limit.
-pub(crate) fn cut(message: &str) -> String {
-    let end =
-        (0..=MAX_MESSAGE.min(message.len())).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
-    message[..end].to_owned()
+    /// Whether its members run: its turn has come, and its outcome is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == StepPhase::Running && self.outcome.is_none()
+    }
+
+    /// Whether its members are to be stopped.
+    pub(crate) fn ends_early(&self) -> bool {
+        match self.outcome {
+            None | Some(WorkflowOutcome::Succeeded) => false,
+            Some(WorkflowOutcome::Failed | WorkflowOutcome::Cancelled) => self.phase == StepPhase::Running,
+        }
+    }
+
+    /// Something was heard of its jobs.
+    pub(crate) fn heard(&mut self, now: Millis) {
+        self.heard_at = Some(now);
+        self.asked_to = 0;
+    }
 }

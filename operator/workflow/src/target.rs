@@ -1,10 +1,7 @@
 //! The place of a job in a workflow, and its text in job ids.
 
-use serde::{Deserialize, Serialize};
-
 /// A callback.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Callback {
     /// After success.
     Then,
@@ -18,7 +15,8 @@ impl Callback {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Then, Self::Catch, Self::Finally];
 
-    const fn text(self) -> &'static str {
+    /// Its name: `then`, `catch`, `finally`.
+    pub const fn text(self) -> &'static str {
         match self {
             Self::Then => "then",
             Self::Catch => "catch",
