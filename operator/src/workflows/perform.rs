@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
 };
 use k8s_openapi::jiff::Timestamp;
-use longshore_drivers::{Enqueued, ErrorKind, NewJob, QueueName};
+use longshore_drivers::{Enqueued, ErrorKind, JobId, NewJob, QueueName};
 use longshore_workflow::{Effect, Event, Failure, Target};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub(super) struct Performed {
 
 /// Whether `events` only record what was done, so that losing them repeats harmless work.
 pub(super) fn only_bookkeeping(events: &[Event]) -> bool {
-    events.iter().all(|event| matches!(event, Event::Dispatched { .. }))
+    events.iter().all(|event| matches!(event, Event::Dispatched { .. } | Event::CancelAsked { .. }))
 }
 
 /// Performs what the committed state owes now.
@@ -52,7 +52,7 @@ pub(super) async fn perform(run: &Run<'_>, now: Timestamp) -> Result<Performed> 
             Effect::Resolve { step } => performed.events.push(resolve(run, step).await?),
             Effect::Dispatch { targets } => dispatch(run, &targets, false, &mut performed).await?,
             Effect::Ask { targets } => dispatch(run, &targets, true, &mut performed).await?,
-            Effect::CancelJobs { targets } => cancel(run, &targets).await,
+            Effect::CancelJobs { targets } => cancel(run, &targets, &mut performed).await,
         }
     }
     Ok(performed)
@@ -260,21 +260,27 @@ fn is_final(kind: ErrorKind) -> bool {
 }
 
 /// Asks for jobs to be cancelled. Best effort: what runs on settles and is heard of like any other.
-async fn cancel(run: &Run<'_>, targets: &[Target]) {
+async fn cancel(run: &Run<'_>, targets: &[Target], performed: &mut Performed) {
     let author = author(run);
-    let mut by_queue: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    let mut by_queue: BTreeMap<&str, Vec<(Target, JobId)>> = BTreeMap::new();
     for target in targets {
         if let Ok(id) = author.job_id(target) {
-            by_queue.entry(jobs::queue_of(&run.object.spec, target)).or_default().push(id);
+            by_queue.entry(jobs::queue_of(&run.object.spec, target)).or_default().push((*target, id));
         }
     }
-    for (name, ids) in by_queue {
+    for (name, jobs) in by_queue {
         let Some((connection, physical)) = queue(run, name) else {
+            performed.blocked = true;
             continue;
         };
-        for chunk in ids.chunks(longshore_drivers::Limits::BATCH) {
-            if let Err(error) = connection.driver.cancel(&physical, chunk.to_vec()).await {
-                tracing::debug!(queue = %physical, %error, "jobs were not cancelled");
+        for chunk in jobs.chunks(longshore_drivers::Limits::BATCH) {
+            let (targets, ids): (Vec<_>, Vec<_>) = chunk.iter().cloned().unzip();
+            match connection.driver.cancel(&physical, ids).await {
+                Ok(_) => performed.events.push(Event::CancelAsked { targets }),
+                Err(error) => {
+                    tracing::debug!(queue = %physical, %error, "jobs are still to be cancelled");
+                    performed.blocked = true;
+                }
             }
         }
     }

@@ -102,7 +102,9 @@ impl Run<'_> {
             if perform::only_bookkeeping(&fresh) {
                 // Not worth a write of its own: it rides on the next one, and repeating it does no harm.
                 self.remember(std::mem::take(&mut fresh), now);
-                return Ok(self.next_look(performed.blocked, now));
+                if performed.blocked || self.state.effects_owed(&self.plan, millis(now)).is_empty() {
+                    return Ok(self.next_look(performed.blocked, now));
+                }
             }
         }
         Ok(Action::requeue(LOOK_AGAIN))

@@ -60,9 +60,10 @@ impl StepState {
         after(self.started_at.filter(|_| self.is_open()), planned.timeout)
     }
 
-    /// When cancelled members aren't waited for any more. Nothing follows from it once callbacks have begun.
+    /// When cancelled members aren't waited for any more. Nothing follows from it while a callback runs; news of a
+    /// member that went in may come after one began.
     fn grace(&self) -> Option<Millis> {
-        let waits = self.out() > 0 && self.callbacks == crate::state::Slots::default();
+        let waits = self.out() > 0 && self.callbacks.open().is_none();
         after(self.decided_at.filter(|_| waits), Some(CANCEL_GRACE))
     }
 

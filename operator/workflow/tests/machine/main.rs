@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking and have no public API")]
 
 mod crash;
+mod late;
 mod properties;
 mod world;
