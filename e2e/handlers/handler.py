@@ -1,6 +1,7 @@
 """An ordinary HTTP program that knows nothing of Longshore. What it does with a job stands in the job's payload.
 
-payload: {"sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true}
+payload: {"sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true,
+"misbehave": {delivery: garbage | hang | close | huge | redirect | die}, "refuse": {delivery: status}, "big": bytes of a result}
 """
 
 import http.client
@@ -56,11 +57,42 @@ class Handler(BaseHTTPRequestHandler):
         if payload.get("unhealthy"):
             alive = False
         time.sleep(payload.get("sleep", 0))
+        kind = payload.get("misbehave", {}).get(str(job["delivery"]))
+        if kind:
+            return self.misbehave(kind)
+        refused = payload.get("refuse", {}).get(str(job["delivery"]))
+        if refused:
+            return self.answer(refused, b"as told")
         answers = payload.get("answer", {})
         status = answers.get(str(job["attempt"]), answers.get("*", 200))
+        if payload.get("big"):
+            payload["result"] = "x" * payload["big"]
         result = payload if payload.get("echo") else payload.get("result", {"done": job["type"]})
         ledger(event="end", status=status, **job)
         self.answer(status, json.dumps(result).encode() if status < 300 else b"as told")
+
+    def misbehave(self, kind):
+        self.close_connection = True
+        if kind == "garbage":
+            self.wfile.write(b"\x00\xff this is no HTTP \r\n\r\n" * 3)
+        elif kind == "hang":
+            time.sleep(60)
+        elif kind == "huge":
+            self.send_response(200)
+            self.send_header("Content-Length", str(100 << 20))
+            self.end_headers()
+            try:
+                for _ in range(100):
+                    self.wfile.write(b"x" * (1 << 20))
+            except OSError:
+                pass
+        elif kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "http://ledger:8080/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif kind == "die":
+            os._exit(1)
 
     def answer(self, status, body):
         self.send_response(status)

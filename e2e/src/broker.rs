@@ -61,6 +61,7 @@ impl World {
     }
 }
 
-fn new_job(kind: &str, payload: &Value) -> NewJob {
+/// A job that names itself.
+pub fn new_job(kind: &str, payload: &Value) -> NewJob {
     NewJob::new(kind, Payload::json(payload.to_string())).with_id(JobId::generate())
 }

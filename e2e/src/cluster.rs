@@ -89,6 +89,23 @@ impl Cluster {
         self.run("helm", arguments, None).await
     }
 
+    /// Drives the local cluster itself: `stop` and `start` of a component, `ctr` for images.
+    ///
+    /// # Errors
+    /// When the cluster isn't the local one, or when that fails.
+    pub async fn control(&self, arguments: &[&str]) -> Result<()> {
+        ensure!(self.place == Place::Local, "only the local cluster can be driven");
+        let output = Command::new(root().join("e2e/cluster/cluster"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "cluster {} failed: {}", arguments.join(" "), said.trim());
+        Ok(())
+    }
+
     async fn run(&self, program: &str, arguments: &[&str], input: Option<&str>) -> Result<String> {
         use tokio::io::AsyncWriteExt;
         let context_flag = if program == "helm" { "--kube-context" } else { "--context" };

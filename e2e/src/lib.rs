@@ -7,6 +7,7 @@ pub mod broker;
 pub mod cluster;
 pub mod dump;
 pub mod host;
+pub mod installation;
 pub mod ledger;
 pub mod manifests;
 pub mod scenario;

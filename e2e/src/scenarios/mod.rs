@@ -2,7 +2,11 @@
 
 mod drain;
 mod faults;
+mod handlers;
 mod hello;
+mod lifecycle;
+mod objects;
+mod operators;
 mod scaling;
 mod workflow;
 
@@ -10,7 +14,18 @@ use crate::Scenario;
 
 /// All scenarios.
 pub fn all() -> Vec<Scenario> {
-    [drain::ALL, hello::ALL, workflow::ALL, scaling::ALL, faults::ALL].concat()
+    [
+        hello::ALL,
+        workflow::ALL,
+        scaling::ALL,
+        handlers::ALL,
+        objects::ALL,
+        drain::ALL,
+        lifecycle::ALL,
+        faults::ALL,
+        operators::ALL,
+    ]
+    .concat()
 }
 
 /// Makes a table of scenarios; each is named as its function.

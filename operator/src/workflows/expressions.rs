@@ -61,6 +61,17 @@ pub(crate) fn evaluate(text: &str, variables: &Variables) -> Result<Value, Error
     })
 }
 
+/// The expressions in `text`, each with what it was parsed to.
+pub(super) fn trees(text: &str) -> Result<Vec<(String, IdedExpr)>, Error> {
+    on_large_stack(|| {
+        let parts = parse(text)?.into_iter().filter_map(|part| match part {
+            Part::Expression(expression) => Some(expression),
+            Part::Literal(_) => None,
+        });
+        parts.map(|expression| compile(&expression).map(|tree| (expression, tree))).collect()
+    })
+}
+
 /// Runs `work` on a thread of its own, because a parser can overflow a small stack.
 fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {

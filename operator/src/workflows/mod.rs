@@ -1,5 +1,6 @@
 //! Workflows: events are folded into the machine's state, the state is committed, and only then effects are performed.
 
+mod check;
 mod completions;
 mod expressions;
 mod inbox;

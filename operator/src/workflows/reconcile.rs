@@ -1,6 +1,6 @@
 //! One look at a workflow: fold, commit, acknowledge, perform, again until nothing is left to do now.
 
-use super::{LOOK_AGAIN, completions::acknowledge_all, inbox::Arrived, jobs, perform, plan, report};
+use super::{LOOK_AGAIN, check, completions::acknowledge_all, inbox::Arrived, jobs, perform, plan, report};
 use crate::{
     apply::replace_status,
     context::Context,
@@ -236,6 +236,11 @@ impl Run<'_> {
 
     async fn stall(&self, reason: &str, message: &str) -> Result<Action> {
         let status = report::stalled(&self.object, reason, message, self.context.now());
+        self.stop(status, reason, message).await
+    }
+
+    /// Reports that it stands still until somebody changes it.
+    async fn stop(&self, status: WorkflowStatus, reason: &str, message: &str) -> Result<Action> {
         if self.object.status.as_ref() != Some(&status) {
             let mut object = self.object.as_ref().clone();
             object.status = Some(status);
@@ -259,6 +264,11 @@ impl Run<'_> {
                 .wait("Suspended", "it starts when suspend is set to false".to_owned())
                 .await
                 .map(Some);
+        }
+        if let Some(problem) = check::problem(&self.object.spec) {
+            let message = format!("{}: {}", problem.field, problem.message);
+            let status = report::invalid(&self.object, "InvalidExpression", &message, self.context.now());
+            return self.stop(status, "InvalidExpression", &message).await.map(Some);
         }
         if let Some(missing) = self.missing_queue() {
             return self.wait("WaitingForQueue", missing).await.map(Some);

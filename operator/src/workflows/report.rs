@@ -128,6 +128,22 @@ pub(super) fn waiting(workflow: &Workflow, reason: &str, message: &str, now: Tim
     status
 }
 
+/// The status of a workflow that won't start as it is.
+pub(super) fn invalid(workflow: &Workflow, reason: &str, message: &str, now: Timestamp) -> WorkflowStatus {
+    let mut status = stalled(workflow, reason, message, now);
+    let generation = workflow.metadata.generation;
+    status.observed_generation = generation;
+    status.message = Some(message.to_owned());
+    let verdicts = [
+        (condition::SUCCEEDED, Reason::unknown(reason, message)),
+        (condition::RECONCILING, Reason::no(reason, message)),
+    ];
+    for (kind, verdict) in verdicts {
+        set_condition(&mut status.conditions, kind, verdict, generation, now);
+    }
+    status
+}
+
 /// The status of a workflow that can't go on by itself.
 pub(super) fn stalled(workflow: &Workflow, reason: &str, message: &str, now: Timestamp) -> WorkflowStatus {
     let mut status = workflow.status.clone().unwrap_or_default();
