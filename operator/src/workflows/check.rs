@@ -200,7 +200,7 @@ mod tests {
     use longshore_crds::WorkflowSpec;
     use serde_json::{Value, json};
 
-    fn found(steps: Value, more: &Value) -> Option<String> {
+    fn found(steps: &Value, more: &Value) -> Option<String> {
         let mut spec = json!({ "queueRef": { "name": "q" }, "steps": steps });
         for (name, value) in more.as_object().unwrap() {
             spec[name] = value.clone();
@@ -213,7 +213,7 @@ mod tests {
     fn of(expression: &str) -> Option<String> {
         let first = json!({ "name": "one-by-one", "job": { "type": "t" } });
         let second = json!({ "name": "two", "job": { "type": "t", "payload": { "a": [expression] } } });
-        found(json!([first, second]), &json!({}))
+        found(&json!([first, second]), &json!({}))
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         let with = |text: &str| json!({ "type": "t", "payload": text });
         let batch = |member: &str, then: &str| {
             let batch = json!({ "forEach": "$([1, 2])", "job": with(member), "then": { "job": with(then) } });
-            found(json!([{ "name": "many", "batch": batch }]), &json!({}))
+            found(&json!([{ "name": "many", "batch": batch }]), &json!({}))
         };
         assert_eq!(batch("$(item + index)", "$(steps.many.results)"), None);
         assert!(
@@ -265,10 +265,10 @@ mod tests {
         );
         assert!(batch("-", "$(item)").unwrap().starts_with("spec.steps[0].batch.then.job.payload: "));
         let catch = json!({ "catch": { "job": with("$(steps.one.result + nothing)") } });
-        let said = found(json!([{ "name": "one", "job": { "type": "t" } }]), &catch).unwrap();
+        let said = found(&json!([{ "name": "one", "job": { "type": "t" } }]), &catch).unwrap();
         assert!(said.starts_with("spec.catch.job.payload: "), "{said}");
         let fixed = json!({ "jobs": [with("$(index)"), with("$(item)")] });
-        let said = found(json!([{ "name": "many", "batch": fixed }]), &json!({})).unwrap();
+        let said = found(&json!([{ "name": "many", "batch": fixed }]), &json!({})).unwrap();
         assert!(said.starts_with("spec.steps[0].batch.jobs[1].payload: "), "{said}");
     }
 }
