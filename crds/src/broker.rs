@@ -25,11 +25,52 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("the name must be a DNS label of at most 52 characters"),
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.embedded)").message("exactly one backend must be set: embedded"))]
+#[x_kube(
+    validation = Rule::new("[has(self.embedded), has(self.http)].filter(it, it).size() == 1").message("exactly one backend must be set: embedded or http"),
+    validation = Rule::new("has(self.embedded) == has(oldSelf.embedded)").message("the backend of a Broker can't be changed; make another Broker")
+)]
 pub struct BrokerSpec {
     /// SQLite behind Longshore's own small server, in a pod of its own. It claims a volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedded: Option<EmbeddedBroker>,
+    /// A `longshore-broker` that runs elsewhere: one that another namespace or another installation has, or that runs
+    /// outside of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpBroker>,
+}
+
+impl BrokerSpec {
+    /// The embedded broker with all its defaults.
+    pub fn embedded() -> Self {
+        Self { embedded: Some(EmbeddedBroker { token_revision: 1, ..EmbeddedBroker::default() }), http: None }
+    }
+}
+
+/// A broker that is reached over its HTTP API.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpBroker {
+    /// Where its API is: `http://host:port`, and a path before it if it has one. There is no TLS yet: the network has to
+    /// be trusted.
+    #[schemars(
+        length(max = 512),
+        regex(pattern = r"^http://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$")
+    )]
+    pub url: String,
+    /// The Secret with the bearer token, in the Broker's namespace.
+    pub token_from: SecretKey,
+}
+
+/// A key of a Secret in the same namespace.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKey {
+    /// The Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// The key in it.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
 }
 
 /// The embedded broker.

@@ -13,7 +13,7 @@ mod queue;
 mod worker;
 mod workflow;
 
-pub use broker::{Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, Storage};
+pub use broker::{Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, HttpBroker, SecretKey, Storage};
 pub use conditions::{Reason, is_true, set_condition};
 pub use definitions::{definitions, yaml};
 pub use duration::{Duration, DurationError};

@@ -61,8 +61,8 @@ pub struct BrokerAccess {
     pub name: String,
     /// The base URL of its HTTP API.
     pub url: String,
-    /// A file with the bearer token.
-    pub token_file: String,
+    /// Files with bearer tokens, the one to try first at the front; further ones are those before a rotation.
+    pub token_files: Vec<String>,
 }
 
 /// One queue of a worker.

@@ -16,6 +16,8 @@ pub const NAMESPACE: &str = "longshore-system";
 const RELEASE: &str = "longshore";
 const DEPLOYMENT: &str = "longshore-operator";
 const OPERATOR: &str = "app.kubernetes.io/component=operator";
+/// The port of an operator's metrics.
+const METRICS: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(90);
 
 impl World {
@@ -80,16 +82,41 @@ impl World {
     /// # Errors
     /// When helm fails.
     pub async fn helm_install(&self, more: &[&str]) -> Result<()> {
+        self.helm_release(RELEASE, NAMESPACE, more).await
+    }
+
+    /// The same as another release in another namespace.
+    ///
+    /// # Errors
+    /// When helm fails.
+    pub async fn helm_release(&self, release: &str, namespace: &str, more: &[&str]) -> Result<()> {
         let chart = root().join("charts/longshore");
         let tag = std::env::var("LONGSHORE_TAG").unwrap_or_else(|_| "dev".to_owned());
         let tag = format!("image.tag={tag}");
         let chart = chart.to_string_lossy();
-        let mut arguments = vec!["upgrade", "--install", RELEASE, &*chart, "--namespace", NAMESPACE];
+        let mut arguments = vec!["upgrade", "--install", release, &*chart, "--namespace", namespace];
         arguments.extend(["--create-namespace", "--wait", "--timeout", "2m", "--set", "operator.replicas=1"]);
         arguments.extend(["--set", &tag, "--set", "defaultBroker.enabled=false"]);
         more.iter().for_each(|setting| arguments.extend(["--set", setting]));
         self.cluster.helm(&arguments).await?;
         Ok(())
+    }
+
+    /// The value of a counter of the operators in `namespace`, all of them together.
+    ///
+    /// # Errors
+    /// When they can't be asked or don't have it.
+    pub async fn operator_counter(&self, namespace: &str, name: &str) -> Result<f64> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), namespace);
+        let mut sum = 0.0;
+        for pod in pods.list(&ListParams::default().labels(OPERATOR)).await?.items {
+            let path =
+                format!("/api/v1/namespaces/{namespace}/pods/{}:{METRICS}/proxy/metrics", pod.name_any());
+            let text = self.cluster.client.request_text(http::Request::get(path).body(Vec::new())?).await?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            sum += line.with_context(|| format!("no counter {name}"))?.trim().parse::<f64>()?;
+        }
+        Ok(sum)
     }
 
     /// `helm uninstall`.

@@ -3,8 +3,14 @@
 use crate::{cluster::Cluster, ledger::Ledger, wait::eventually};
 use anyhow::{Context, Result, ensure};
 use futures::future::BoxFuture;
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
-use kube::{Api, Resource, ResourceExt, api::ListParams};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{Namespace, Pod},
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, ObjectMeta, PostParams},
+};
 use longshore_crds::{Workflow, WorkflowPhase};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, time::Duration};
@@ -38,6 +44,49 @@ pub struct World {
 }
 
 impl World {
+    /// Makes another namespace for the scenario, as strict as its own; whoever makes it takes it away.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn sibling(&self, suffix: &str) -> Result<Self> {
+        let world = Self { cluster: self.cluster.clone(), namespace: format!("{}-{suffix}", self.namespace) };
+        world.create().await?;
+        Ok(world)
+    }
+
+    /// Makes the scenario's namespace, with restricted pods.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn create(&self) -> Result<()> {
+        let labels = [("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned())];
+        let metadata = ObjectMeta {
+            name: Some(self.namespace.clone()),
+            labels: Some(labels.into()),
+            ..ObjectMeta::default()
+        };
+        let object = Namespace { metadata, ..Namespace::default() };
+        self.namespaces()
+            .create(&PostParams::default(), &object)
+            .await
+            .context("failed to create a namespace")?;
+        Ok(())
+    }
+
+    /// Has the scenario's namespace deleted.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn delete(&self) -> Result<()> {
+        self.namespaces().delete(&self.namespace, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// The API of namespaces.
+    pub fn namespaces(&self) -> Api<Namespace> {
+        Api::all(self.cluster.client.clone())
+    }
+
     /// The API of `K` in the scenario's namespace.
     pub fn api<K>(&self) -> Api<K>
     where

@@ -2,12 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "the closing line is for whoever runs it")]
 
-use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    Api,
-    api::{DeleteParams, ObjectMeta, PostParams},
-};
+use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use longshore_e2e::{
     Scenario, World,
@@ -62,25 +57,15 @@ async fn run(scenario: Scenario, cluster: Cluster) -> Result<()> {
         scenario.name.replace('_', "-").chars().take(40).collect::<String>(),
         std::process::id()
     );
-    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
-    let labels = [("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned())];
-    let object = Namespace {
-        metadata: ObjectMeta {
-            name: Some(namespace.clone()),
-            labels: Some(labels.into()),
-            ..ObjectMeta::default()
-        },
-        ..Namespace::default()
-    };
-    namespaces.create(&PostParams::default(), &object).await.context("failed to create a namespace")?;
     let world = World { cluster: cluster.clone(), namespace: namespace.clone() };
-    let outcome = tokio::time::timeout(LIMIT, (scenario.run)(world)).await;
+    world.create().await?;
+    let outcome = tokio::time::timeout(LIMIT, (scenario.run)(world.clone())).await;
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it took longer than {LIMIT:?}")));
     if outcome.is_err() {
         eprintln!("{}: {:?}\n{}", scenario.name, outcome, dump::dump(&cluster, &namespace).await);
     }
     if std::env::var_os("E2E_KEEP").is_none() {
-        namespaces.delete(&namespace, &DeleteParams::default()).await?;
+        world.delete().await?;
     }
     outcome
 }

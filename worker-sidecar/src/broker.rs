@@ -23,7 +23,10 @@ pub fn connect() -> Connect {
 
 /// A driver whose broker need not be there: a sidecar that starts during an outage has to work when it is over.
 fn open(access: &BrokerAccess) -> longshore_drivers::Result<DynDriver> {
-    let config = HttpConfig::new(&access.url, TokenSource::file(&access.token_file))?;
+    let config = HttpConfig::new(
+        &access.url,
+        TokenSource::files(access.token_files.iter().map(Into::into).collect()),
+    )?;
     let driver = Arc::new(HttpDriver::new(config));
     tokio::spawn(learn(Arc::downgrade(&driver)));
     Ok(driver)

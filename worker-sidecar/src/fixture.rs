@@ -57,7 +57,7 @@ pub(crate) fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
         brokers: vec![BrokerAccess {
             name: "default".to_owned(),
             url: "http://broker.test".to_owned(),
-            token_file: "/nowhere".to_owned(),
+            token_files: vec!["/nowhere".to_owned()],
         }],
         queues: names.iter().map(|name| queue(name)).collect(),
         draining: Vec::new(),

@@ -11,11 +11,8 @@ use crate::{
     wait::{always, eventually},
 };
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{ResourceExt, api::DeleteParams};
 use longshore_crds::{Queue, Worker, Workflow, WorkflowPhase};
 use longshore_drivers::Driver;
 use serde_json::{Value, json};
@@ -82,23 +79,10 @@ async fn running_workflow_deleted_starts_nothing_more(world: World) -> Result<()
     Ok(())
 }
 
-/// Another namespace, which the scenario may take away.
-async fn sibling(world: &World) -> Result<World> {
-    let name = format!("{}-x", world.namespace);
-    let labels = [("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned())];
-    let metadata =
-        ObjectMeta { name: Some(name.clone()), labels: Some(labels.into()), ..ObjectMeta::default() };
-    let namespaces: Api<Namespace> = Api::all(world.cluster.client.clone());
-    let object = Namespace { metadata, ..Namespace::default() };
-    namespaces.create(&PostParams::default(), &object).await?;
-    Ok(World { cluster: world.cluster.clone(), namespace: name })
-}
-
 async fn goes_away(world: &World) -> Result<()> {
-    let namespaces: Api<Namespace> = Api::all(world.cluster.client.clone());
-    namespaces.delete(&world.namespace, &DeleteParams::default()).await?;
+    world.delete().await?;
     eventually("the namespace to be gone", Duration::from_secs(120), || async {
-        let there = namespaces.get_opt(&world.namespace).await?;
+        let there = world.namespaces().get_opt(&world.namespace).await?;
         let conditions = there.as_ref().and_then(|it| it.status.clone()).and_then(|status| status.conditions);
         ensure!(there.is_none(), "it is there: {conditions:?}");
         Ok(())
@@ -108,7 +92,7 @@ async fn goes_away(world: &World) -> Result<()> {
 
 /// A namespace is deleted while a Workflow, its Worker, Queue and Broker are at work: nothing holds it.
 async fn namespace_with_running_work_goes_away(world: World) -> Result<()> {
-    let doomed = sibling(&world).await?;
+    let doomed = world.sibling("x").await?;
     stage(&doomed, &json!({}), &[manifests::workflow("doomed", "work", &slow_batch(40))]).await?;
     started(&doomed, "member", 5).await?;
     goes_away(&doomed).await
@@ -117,7 +101,7 @@ async fn namespace_with_running_work_goes_away(world: World) -> Result<()> {
 /// The same without an operator: uninstalling left nothing that only it could take away.
 async fn namespace_with_running_work_goes_away_after_uninstall(world: World) -> Result<()> {
     let gone = async {
-        let doomed = sibling(&world).await?;
+        let doomed = world.sibling("x").await?;
         stage(&doomed, &json!({}), &[manifests::workflow("doomed", "work", &slow_batch(40))]).await?;
         started(&doomed, "member", 5).await?;
         world.helm_uninstall().await?;

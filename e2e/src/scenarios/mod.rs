@@ -4,6 +4,7 @@ mod drain;
 mod faults;
 mod handlers;
 mod hello;
+mod installations;
 mod lifecycle;
 mod objects;
 mod operators;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Scenario> {
         lifecycle::ALL,
         faults::ALL,
         operators::ALL,
+        installations::ALL,
     ]
     .concat()
 }

@@ -6,24 +6,52 @@ use crate::{
     error::Result,
 };
 use kube::ResourceExt;
-use longshore_crds::{Broker, EmbeddedBroker, label};
+use longshore_crds::{Broker, EmbeddedBroker, HttpBroker, label};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 const PORT: u16 = 7400;
+/// The key of the token to use, in the Secret that is made here.
+pub(super) const CURRENT: &str = "current";
+/// The key of the token before it.
+pub(super) const PREVIOUS: &str = "previous";
 
 /// The name of the StatefulSet and the Service. Its pods carry a label made of it and eleven more characters.
 fn name(broker: &Broker) -> String {
     child_name(&broker.name_any(), "-broker", 52)
 }
 
-/// The Secret with the tokens `current` and `previous`.
-pub(crate) fn token_secret_name(broker: &str) -> String {
+/// The Secret with the tokens `current` and `previous` of an embedded broker.
+pub(super) fn token_secret_name(broker: &str) -> String {
     child_name(broker, "-broker-token", 63)
 }
 
-/// The base URL of the broker's HTTP API inside the cluster.
-pub(crate) fn service_url(broker: &Broker) -> String {
-    format!("http://{}.{}.svc:{PORT}", name(broker), broker.namespace().unwrap_or_default())
+/// Where the tokens are that let one in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct TokenSecret {
+    /// The Secret.
+    pub(crate) name: String,
+    /// The keys in it, the one to try first at the front.
+    pub(crate) keys: Vec<String>,
+}
+
+/// Where the tokens of a broker are, whatever its backend.
+pub(crate) fn tokens_of(broker: &Broker) -> TokenSecret {
+    match &broker.spec.http {
+        Some(HttpBroker { token_from, .. }) => {
+            TokenSecret { name: token_from.name.clone(), keys: vec![token_from.key.clone()] }
+        }
+        None => TokenSecret {
+            name: token_secret_name(&broker.name_any()),
+            keys: [CURRENT, PREVIOUS].map(str::to_owned).to_vec(),
+        },
+    }
+}
+
+/// The base URL of the broker's HTTP API.
+pub(super) fn url(broker: &Broker) -> String {
+    let service = || format!("http://{}.{}.svc:{PORT}", name(broker), broker.namespace().unwrap_or_default());
+    broker.spec.http.as_ref().map_or_else(service, |http| http.url.clone())
 }
 
 fn labels(broker: &Broker) -> Value {
@@ -129,8 +157,8 @@ fn container(settings: &Settings) -> Value {
         "args": [
             "--data-dir=/data",
             format!("--listen=0.0.0.0:{PORT}"),
-            format!("--token-file={tokens}/current"),
-            format!("--token-file={tokens}/previous"),
+            format!("--token-file={tokens}/{CURRENT}"),
+            format!("--token-file={tokens}/{PREVIOUS}"),
         ],
         // Huge pages double what an idle process holds.
         "env": [{ "name": "MIMALLOC_ALLOW_THP", "value": "0" }],

@@ -1,6 +1,6 @@
 //! From a Broker to a connection.
 
-use super::service_url;
+use super::{build::url, token::Tokens};
 use crate::{
     connections::{Connection, Connections},
     context::Context,
@@ -18,10 +18,25 @@ pub(super) async fn probe(
     context: &Context,
     broker: &Broker,
     namespace: &str,
+    tokens: &Tokens,
+) -> Result<Probe, Error> {
+    let first = probe_with(context, broker, namespace, &tokens.current).await;
+    match (&first, &tokens.previous) {
+        (Err(error), Some(previous)) if error.kind == ErrorKind::Unauthorized => {
+            probe_with(context, broker, namespace, previous).await
+        }
+        _ => first,
+    }
+}
+
+async fn probe_with(
+    context: &Context,
+    broker: &Broker,
+    namespace: &str,
     token: &str,
 ) -> Result<Probe, Error> {
     let key = (namespace.to_owned(), broker.name_any());
-    let url = service_url(broker);
+    let url = url(broker);
     let fingerprint = fingerprint(&url, token);
     let known =
         context.connections.get(&key.0, &key.1).filter(|connection| connection.fingerprint == fingerprint);

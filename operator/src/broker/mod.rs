@@ -1,7 +1,9 @@
-//! Brokers: an `embedded` one becomes a StatefulSet, a Service and a Secret; every one becomes a connection.
+//! Brokers: an `embedded` one becomes a StatefulSet, a Service and a Secret; an `http` one is somebody else's. Every one becomes
+//! a connection.
 
 mod build;
 mod connect;
+mod report;
 mod token;
 
 use crate::{
@@ -21,19 +23,19 @@ use kube::{
         watcher,
     },
 };
-use longshore_crds::{
-    Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, Reason, condition, is_true, label, set_condition,
-};
-use longshore_drivers::Probe;
+use longshore_crds::{Broker, BrokerSpec, EmbeddedBroker, condition, is_true, label};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use build::{service_url, token_secret_name};
+pub(crate) use build::{TokenSecret, tokens_of};
+use report::Seen;
 
 /// A connected broker is asked again this often.
 const PROBE_EVERY: Duration = Duration::from_secs(30);
 /// A broker that isn't there yet is asked again this often.
 const PROBE_SOON: Duration = Duration::from_millis(500);
+/// The same for one that others look after, and for a Secret that isn't there yet: nobody watches Secrets.
+const PROBE_LATER: Duration = Duration::from_secs(5);
 
 /// Runs the controller of Brokers until it is stopped.
 pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationToken) {
@@ -54,10 +56,9 @@ pub(crate) async fn create_default(context: &Context) {
     let Some((namespace, name)) = context.settings.default_broker.split_once('/') else {
         return;
     };
-    let spec =
-        BrokerSpec { embedded: Some(EmbeddedBroker { token_revision: 1, ..EmbeddedBroker::default() }) };
     let api: Api<Broker> = Api::namespaced(context.client.clone(), namespace);
-    match api.create(&PostParams::default(), &Broker::new(name, spec)).await {
+    let broker = Broker::new(name, BrokerSpec::embedded());
+    match api.create(&PostParams::default(), &broker).await {
         Ok(_) => tracing::info!(namespace, name, "created the default Broker"),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {}
         Err(error) => tracing::warn!(namespace, name, %error, "the default Broker was not created"),
@@ -77,81 +78,59 @@ async fn reconcile_inner(broker: &Broker, context: &Context) -> Result<Action> {
     if !context.leadership.is_leader() {
         return Err(Error::LeadershipLost);
     }
-    let Some(embedded) = &broker.spec.embedded else {
-        return Ok(Action::await_change());
+    let (tokens, pods) = match (&broker.spec.embedded, &broker.spec.http) {
+        (Some(embedded), _) => embed(context, broker, &namespace, embedded).await?,
+        (None, Some(http)) => match token::read(context, &namespace, &http.token_from).await? {
+            Ok(tokens) => (tokens, None),
+            Err(missing) => {
+                report_on(context, broker, &Seen::Missing(missing)).await?;
+                return Ok(Action::requeue(PROBE_LATER));
+            }
+        },
+        // The API server lets none in.
+        (None, None) => return Ok(Action::await_change()),
     };
-    let token = token::ensure(context, broker, &namespace, embedded.token_revision).await?;
-    let set: StatefulSet =
-        apply(&context.client, &namespace, &build::stateful_set(broker, embedded, &context.settings)?)
-            .await?;
-    apply::<Service>(&context.client, &namespace, &build::service(broker)?).await?;
-    let seen = connect::probe(context, broker, &namespace, &token).await;
-    report(context, broker, &set, &seen).await?;
+    let answer = connect::probe(context, broker, &namespace, &tokens).await;
+    let again = match (&answer, pods) {
+        (Ok(_), _) => PROBE_EVERY,
+        (Err(_), Some(_)) => PROBE_SOON,
+        (Err(_), None) => PROBE_LATER,
+    };
+    report_on(context, broker, &Seen::Asked { answer, pods }).await?;
     context.backoff.succeeded(&reporting::key(broker));
-    Ok(Action::requeue(if seen.is_ok() { PROBE_EVERY } else { PROBE_SOON }))
+    Ok(Action::requeue(again))
 }
 
-type Seen = std::result::Result<Probe, longshore_drivers::Error>;
+/// Applies what an embedded broker consists of. Answers its tokens and how many pods are ready.
+async fn embed(
+    context: &Context,
+    broker: &Broker,
+    namespace: &str,
+    embedded: &EmbeddedBroker,
+) -> Result<(token::Tokens, Option<i32>)> {
+    let tokens = token::ensure(context, broker, namespace, embedded.token_revision).await?;
+    let set: StatefulSet =
+        apply(&context.client, namespace, &build::stateful_set(broker, embedded, &context.settings)?).await?;
+    apply::<Service>(&context.client, namespace, &build::service(broker)?).await?;
+    Ok((tokens, Some(set.status.and_then(|status| status.ready_replicas).unwrap_or(0))))
+}
 
-async fn report(context: &Context, broker: &Broker, set: &StatefulSet, seen: &Seen) -> Result<()> {
+async fn report_on(context: &Context, broker: &Broker, seen: &Seen) -> Result<()> {
     let was_ready =
         broker.status.as_ref().is_some_and(|status| is_true(&status.conditions, condition::READY));
-    let next = status(broker, set, seen, context.now());
+    let next = report::status(broker, seen, context.now());
     if broker.status.as_ref() == Some(&next) {
         return Ok(());
     }
-    let ready = is_true(&next.conditions, condition::READY);
+    let ready = next.conditions.iter().find(|item| item.type_ == condition::READY).cloned();
+    let is_ready = is_true(&next.conditions, condition::READY);
     let mut object = broker.clone();
     object.status = Some(next);
-    if replace_status(&context.client, &object).await?.is_some() && ready != was_ready {
-        let (reason, note) = match seen {
-            Ok(probe) => ("Connected", format!("{} {} answers", probe.backend, probe.version)),
-            Err(error) => ("Unreachable", error.to_string()),
-        };
-        event(context, broker, !ready, reason, "Probe", note).await;
+    if replace_status(&context.client, &object).await?.is_some()
+        && is_ready != was_ready
+        && let Some(ready) = ready
+    {
+        event(context, broker, !is_ready, &ready.reason, "Probe", ready.message).await;
     }
     Ok(())
-}
-
-/// The status that what was seen amounts to.
-fn status(
-    broker: &Broker,
-    set: &StatefulSet,
-    seen: &Seen,
-    now: k8s_openapi::jiff::Timestamp,
-) -> BrokerStatus {
-    let generation = broker.metadata.generation;
-    let mut status = broker.status.clone().unwrap_or_default();
-    status.observed_generation = generation;
-    status.url = Some(service_url(broker));
-    let pods = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
-    let ready = match seen {
-        Ok(probe) => match &status.backend_id {
-            Some(known) if known != &probe.backend_id => Reason::no(
-                "BackendChanged",
-                format!(
-                    "the data is not what it was ({} instead of {known}): queues stand still until they adopt it",
-                    probe.backend_id
-                ),
-            ),
-            _ => Reason::yes("Connected", format!("{} {} answers", probe.backend, probe.version)),
-        },
-        Err(_) if pods == 0 => Reason::unknown("WaitingForPod", "the broker's pod is not ready yet"),
-        Err(error) => Reason::no("Unreachable", error.to_string()),
-    };
-    if let Ok(probe) = seen {
-        status.backend = Some(probe.backend.clone());
-        status.version = Some(probe.version.clone());
-        status.backend_id.get_or_insert_with(|| probe.backend_id.clone());
-        status.capabilities = serde_json::to_value(&probe.capabilities).ok();
-    }
-    let ephemeral = broker.spec.embedded.as_ref().is_some_and(|embedded| embedded.ephemeral);
-    let durable = if ephemeral {
-        Reason::no("Ephemeral", "jobs are kept in an emptyDir and are gone with the pod")
-    } else {
-        Reason::yes("Volume", "jobs are kept on a claimed volume, every acknowledgement after fsync")
-    };
-    set_condition(&mut status.conditions, condition::READY, ready, generation, now);
-    set_condition(&mut status.conditions, condition::DURABLE, durable, generation, now);
-    status
 }

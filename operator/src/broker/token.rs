@@ -1,6 +1,7 @@
-//! The access token of an embedded broker: made here, rotated by `tokenRevision`, two valid at a time.
+//! Access tokens. That of an embedded broker is made here, rotated by `tokenRevision`, two valid at a time; that of a broker
+//! elsewhere is read from the Secret that the user names.
 
-use super::token_secret_name;
+use super::build::{CURRENT, PREVIOUS, token_secret_name};
 use crate::{
     apply::{FIELD_MANAGER, owner},
     context::Context,
@@ -11,26 +12,53 @@ use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
-use longshore_crds::{Broker, annotation, label};
+use longshore_crds::{Broker, Reason, SecretKey, annotation, label};
 use serde_json::json;
 
-/// The token to use now. Makes the Secret, or rotates it when the revision in the spec moved on.
+/// Tokens that may let one in, the one to try first at the front. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tokens {
+    pub(super) current: String,
+    /// The one before: after a rotation the broker's pod needs up to a minute to see the new one.
+    pub(super) previous: Option<String>,
+}
+
+/// The token that the user's Secret holds, or what is missing.
+pub(super) async fn read(
+    context: &Context,
+    namespace: &str,
+    from: &SecretKey,
+) -> Result<std::result::Result<Tokens, Reason>> {
+    let SecretKey { name, key } = from;
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    let found = api.get_opt(name).await.map_err(Error::api(format!("get Secret {name:?}")))?;
+    let missing = |what: String| Reason::unknown("WaitingForSecret", format!("spec.http.tokenFrom: {what}"));
+    let Some(secret) = found else {
+        return Ok(Err(missing(format!("there is no Secret {name:?} in this namespace"))));
+    };
+    Ok(match value(&secret, key) {
+        Some(current) if !current.trim().is_empty() => Ok(Tokens { current, previous: None }),
+        _ => Err(missing(format!("Secret {name:?} has no text under the key {key:?}"))),
+    })
+}
+
+/// The tokens to use now. Makes the Secret, or rotates it when the revision in the spec moved on.
 pub(super) async fn ensure(
     context: &Context,
     broker: &Broker,
     namespace: &str,
     revision: i64,
-) -> Result<String> {
+) -> Result<Tokens> {
     let name = token_secret_name(&broker.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let found = api.get_opt(&name).await.map_err(Error::api(format!("get Secret {name:?}")))?;
     let Some(secret) = found else {
         return create(&api, broker, namespace, &name, revision).await;
     };
-    let current = value(&secret, "current").ok_or(Error::Incomplete("key `current` in its token Secret"))?;
+    let current = value(&secret, CURRENT).ok_or(Error::Incomplete("key `current` in its token Secret"))?;
     let written = secret.annotations().get(annotation::TOKEN_REVISION).and_then(|text| text.parse().ok());
     if written == Some(revision) {
-        return Ok(current);
+        return Ok(Tokens { current, previous: value(&secret, PREVIOUS) });
     }
     let next = random_token();
     let patch = json!({
@@ -38,14 +66,13 @@ pub(super) async fn ensure(
             "resourceVersion": secret.resource_version(),
             "annotations": { annotation::TOKEN_REVISION: revision.to_string() },
         },
-        "stringData": { "current": next, "previous": current },
+        "stringData": { CURRENT: next, PREVIOUS: current },
     });
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(&name, &parameters, &Patch::Merge(&patch))
         .await
         .map_err(Error::api(format!("rotate Secret {name:?}")))?;
-    // The broker's pod sees the new token within a minute; until then the one before is the one that works.
-    Ok(current)
+    Ok(Tokens { current: next, previous: Some(current) })
 }
 
 async fn create(
@@ -54,7 +81,7 @@ async fn create(
     namespace: &str,
     name: &str,
     revision: i64,
-) -> Result<String> {
+) -> Result<Tokens> {
     let token = random_token();
     let secret = json!({
         "apiVersion": "v1",
@@ -68,13 +95,13 @@ async fn create(
         },
         "type": "Opaque",
         // Nobody is told the first `previous`: it is there so that the file exists.
-        "stringData": { "current": token, "previous": random_token() },
+        "stringData": { CURRENT: token, PREVIOUS: random_token() },
     });
     let secret: Secret = serde_json::from_value(secret)
         .map_err(|source| Error::Encode { what: "token Secret".to_owned(), source })?;
     let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     api.create(&parameters, &secret).await.map_err(Error::api(format!("create Secret {name:?}")))?;
-    Ok(token)
+    Ok(Tokens { current: token, previous: None })
 }
 
 fn value(secret: &Secret, key: &str) -> Option<String> {

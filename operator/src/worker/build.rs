@@ -1,6 +1,6 @@
 //! The objects of a Worker. Pure, deterministic.
 
-use super::inject::{Injection, grace_seconds, memory_mib};
+use super::inject::{BrokerTokens, Injection, grace_seconds, memory_mib};
 use crate::{
     apply::{child_name, owner},
     cli::Settings,
@@ -50,7 +50,7 @@ fn encode(what: &str, source: serde_json::Error) -> Error {
 ///
 /// What stands in the policy (queues, weights, handler, concurrency) is not in it, and neither is what the operator adds:
 /// a newer operator has to come to the same hash, or all Workers would be rolled at once.
-pub(super) fn template_hash(spec: &WorkerSpec, brokers: &[String]) -> String {
+pub(super) fn template_hash(spec: &WorkerSpec, brokers: &[BrokerTokens]) -> String {
     let written = json!({
         "template": spec.template.0,
         "grace": grace_seconds(spec),
@@ -121,7 +121,7 @@ impl Pods {
     pub(super) fn of(
         worker: &Worker,
         settings: &Settings,
-        brokers: &[String],
+        brokers: &[BrokerTokens],
         live: Option<&Deployment>,
     ) -> Result<Self> {
         let spec = &worker.spec;

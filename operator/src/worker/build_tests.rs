@@ -1,6 +1,6 @@
 use super::*;
 use crate::worker::{
-    fixture::{self, UID, bound, settings, worker},
+    fixture::{self, UID, bound, settings, tokens, worker},
     policy::policy,
 };
 use serde_json::{Value, json};
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 const V1: &str = "registry.example:5000/longshore/sidecar:1.0.0";
 const V2: &str = "registry.example:5000/longshore/sidecar:2.0.0";
 
-fn brokers() -> Vec<String> {
-    vec!["default".to_owned()]
+fn brokers() -> Vec<BrokerTokens> {
+    vec![tokens("default")]
 }
 
 fn fresh(worker: &Worker, image: &str) -> Pods {
@@ -74,7 +74,7 @@ fn volumes() -> Value {
             "name": "longshore-broker-default",
             "secret": {
                 "secretName": "default-broker-token",
-                "items": [{ "key": "current", "path": "current" }],
+                "items": [{ "key": "current", "path": "current" }, { "key": "previous", "path": "previous" }],
                 "defaultMode": 0o444,
             },
         },
@@ -88,7 +88,7 @@ fn a_plain_worker_becomes_this_deployment() {
     let mut expected = metadata("mailer");
     expected["annotations"] = json!({
         // Another hash here means that every Worker is rolled when the operator is upgraded.
-        "longshore.dev/template-hash": "42f85e2688315b54",
+        "longshore.dev/template-hash": "a5ae51ff59c83ca8",
         "longshore.dev/sidecar-image": V1,
         "longshore.dev/injection": wanted["metadata"]["annotations"]["longshore.dev/injection"],
     });
@@ -191,7 +191,7 @@ fn what_the_user_wrote_stays() {
 fn each_broker_brings_its_token_and_long_names_fit() {
     let long = "b".repeat(52);
     let worker = worker(&json!({}));
-    let pods = Pods::of(&worker, &settings(V1), &["a".to_owned(), long.clone()], None).unwrap();
+    let pods = Pods::of(&worker, &settings(V1), &[tokens("a"), tokens(&long)], None).unwrap();
     let pod = &pods.template["spec"];
     let volumes = pod["volumes"].as_array().unwrap();
     let mounts = pod["initContainers"][0]["volumeMounts"].as_array().unwrap();
@@ -225,7 +225,10 @@ fn what_is_in_the_policy_is_no_rollout() {
     ] {
         assert_ne!(hash(template.clone()), plain, "{template}");
     }
-    assert_ne!(template_hash(&worker(&json!({})).spec, &["other".to_owned()]), plain);
+    assert_ne!(template_hash(&worker(&json!({})).spec, &[tokens("other")]), plain);
+    let mut elsewhere = tokens("default");
+    elsewhere.tokens.keys = vec!["password".to_owned()];
+    assert_ne!(template_hash(&worker(&json!({})).spec, &[elsewhere]), plain, "another volume is a rollout");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Objects for tests.
 
-use super::observe::BoundQueue;
-use crate::cli::Settings;
+use super::{inject::BrokerTokens, observe::BoundQueue};
+use crate::{broker::TokenSecret, cli::Settings};
 use clap::Parser;
 use k8s_openapi::api::apps::v1::Deployment;
 use longshore_crds::{Queue, Worker};
@@ -49,8 +49,18 @@ pub(super) fn bound(name: &str, weight: u32, policy: &Value) -> BoundQueue {
         weight,
         queue: Arc::new(queue),
         broker: "default".to_owned(),
+        tokens: tokens("default").tokens,
         url: "http://default-broker.shop.svc:7400".to_owned(),
         physical: QueueName::physical("prod", "shop", name).unwrap(),
+    }
+}
+
+/// The tokens of an embedded Broker.
+pub(super) fn tokens(broker: &str) -> BrokerTokens {
+    let keys = ["current", "previous"].map(str::to_owned).to_vec();
+    BrokerTokens {
+        broker: broker.to_owned(),
+        tokens: TokenSecret { name: format!("{broker}-broker-token"), keys },
     }
 }
 

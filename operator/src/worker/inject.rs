@@ -4,7 +4,7 @@
 //! with the one that runs until the Worker's own template changes. So [`Injection::into_template`] has to go on doing with an
 //! old one what it did when that was made.
 
-use crate::{apply::child_name, broker::token_secret_name, cli::Settings};
+use crate::{apply::child_name, broker::TokenSecret, cli::Settings};
 use longshore_crds::{WorkerSpec, label};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -25,6 +25,13 @@ const POLICY_VOLUME: &str = "longshore-policy";
 const TOKEN_VOLUME: &str = "longshore-token";
 /// Seconds that a pod has beyond its drain timeout: for settles, the app's own end and the sidecar's.
 const GRACE_BEYOND_DRAIN: i64 = 45;
+
+/// A Broker, as far as pods have to do with it: the tokens that are mounted into them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct BrokerTokens {
+    pub(super) broker: String,
+    pub(super) tokens: TokenSecret,
+}
 
 /// What goes into a template beside what the user wrote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +60,7 @@ impl Injection {
         spec: &WorkerSpec,
         settings: &Settings,
         policy: &str,
-        brokers: &[String],
+        brokers: &[BrokerTokens],
     ) -> Self {
         Self {
             labels: BTreeMap::from([(label::WORKER.to_owned(), worker.to_owned())]),
@@ -132,14 +139,14 @@ pub(super) fn memory_mib(spec: &WorkerSpec) -> u32 {
     160 + 32 * spec.concurrency.div_ceil(128)
 }
 
-fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[String]) -> Value {
+fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[BrokerTokens]) -> Value {
     let mut mounts = vec![
         json!({ "name": POLICY_VOLUME, "mountPath": "/etc/longshore/policy", "readOnly": true }),
         json!({ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR }),
     ];
-    mounts.extend(brokers.iter().map(
-        |broker| json!({ "name": volume_of(broker), "mountPath": token_dir(broker), "readOnly": true }),
-    ));
+    mounts.extend(brokers.iter().map(|BrokerTokens { broker, .. }| {
+        json!({ "name": volume_of(broker), "mountPath": token_dir(broker), "readOnly": true })
+    }));
     json!({
         "name": SIDECAR,
         "image": settings.sidecar_image,
@@ -180,15 +187,15 @@ fn probe(path: &str, period: u32, failures: u32) -> Value {
     })
 }
 
-fn volumes(policy: &str, brokers: &[String]) -> Vec<Value> {
+fn volumes(policy: &str, brokers: &[BrokerTokens]) -> Vec<Value> {
     let mut volumes = vec![
         json!({ "name": POLICY_VOLUME, "configMap": { "name": policy } }),
         json!({ "name": TOKEN_VOLUME, "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
     ];
-    volumes.extend(brokers.iter().map(|broker| {
+    volumes.extend(brokers.iter().map(|BrokerTokens { broker, tokens }| {
         let secret = json!({
-            "secretName": token_secret_name(broker),
-            "items": [{ "key": "current", "path": "current" }],
+            "secretName": tokens.name,
+            "items": tokens.keys.iter().map(|key| json!({ "key": key, "path": key })).collect::<Vec<_>>(),
             "defaultMode": 0o444,
         });
         json!({ "name": volume_of(broker), "secret": secret })
@@ -196,8 +203,12 @@ fn volumes(policy: &str, brokers: &[String]) -> Vec<Value> {
     volumes
 }
 
-/// The folder with a broker's token, in the sidecar.
-pub(super) fn token_dir(broker: &str) -> String {
+/// The files with a broker's tokens, in the sidecar.
+pub(super) fn token_files(broker: &str, tokens: &TokenSecret) -> Vec<String> {
+    tokens.keys.iter().map(|key| format!("{}/{key}", token_dir(broker))).collect()
+}
+
+fn token_dir(broker: &str) -> String {
     format!("/etc/longshore/brokers/{broker}")
 }
 

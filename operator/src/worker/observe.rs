@@ -1,11 +1,14 @@
 //! What there is to know about a Worker before deciding anything.
 
 use super::{
-    Desk, build, policy,
+    Desk, build,
+    inject::BrokerTokens,
+    policy,
     scale::Demand,
     seat::{self, Claim},
 };
 use crate::{
+    broker::{TokenSecret, tokens_of},
     connections::Connection,
     context::Context,
     error::{Error, Result},
@@ -29,6 +32,8 @@ pub(super) struct BoundQueue {
     pub(super) queue: Arc<Queue>,
     pub(super) broker: String,
     pub(super) url: String,
+    /// Where the tokens for the broker are.
+    pub(super) tokens: TokenSecret,
     pub(super) physical: QueueName,
 }
 
@@ -36,7 +41,7 @@ pub(super) struct BoundQueue {
 pub(super) struct World {
     pub(super) queues: Vec<BoundQueue>,
     /// The Brokers of the queues, each once, in order.
-    pub(super) brokers: Vec<String>,
+    pub(super) brokers: Vec<BrokerTokens>,
     /// What each queue demands of this Worker.
     pub(super) demands: Vec<Demand>,
     pub(super) deployment: Option<Arc<Deployment>>,
@@ -64,8 +69,11 @@ pub(super) async fn observe(
         Ok(queues) => queues,
         Err(missing) => return Ok(Err(missing)),
     };
-    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.broker.clone()).collect();
-    brokers.sort();
+    let mut brokers: Vec<_> = queues
+        .iter()
+        .map(|queue| BrokerTokens { broker: queue.broker.clone(), tokens: queue.tokens.clone() })
+        .collect();
+    brokers.sort_by(|one, other| one.broker.cmp(&other.broker));
     brokers.dedup();
     let name = worker.name_any();
     let deployment = live(context, &desk.deployments, namespace, &name).await?;
@@ -110,6 +118,7 @@ fn queues(
             name: name.clone(),
             weight: reference.weight,
             queue,
+            tokens: tokens_of(&found),
             broker,
             url,
         });

@@ -1,6 +1,6 @@
 //! The policy file of a Worker's sidecars. Pure.
 
-use super::{inject::token_dir, observe::BoundQueue};
+use super::{inject::token_files, observe::BoundQueue};
 use longshore_crds::{Queue, WorkerSpec, condition};
 use longshore_drivers::policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy};
 
@@ -17,7 +17,7 @@ pub(super) fn policy(
         .map(|queue| BrokerAccess {
             name: queue.broker.clone(),
             url: queue.url.clone(),
-            token_file: format!("{}/current", token_dir(&queue.broker)),
+            token_files: token_files(&queue.broker, &queue.tokens),
         })
         .collect();
     brokers.sort_by(|one, other| one.name.cmp(&other.name));
@@ -94,7 +94,7 @@ mod tests {
                 "brokers": [{
                     "name": "default",
                     "url": "http://default-broker.shop.svc:7400",
-                    "tokenFile": "/etc/longshore/brokers/default/current",
+                    "tokenFiles": ["/etc/longshore/brokers/default/current", "/etc/longshore/brokers/default/previous"],
                 }],
                 "queues": [
                     {

@@ -19,11 +19,11 @@ pub struct TokenSource(Source);
 #[derive(Clone)]
 enum Source {
     Fixed(String),
-    File(Arc<File>),
+    Files(Arc<Files>),
 }
 
-struct File {
-    path: PathBuf,
+struct Files {
+    paths: Vec<PathBuf>,
     last: Mutex<Option<(HeaderValue, Instant)>>,
 }
 
@@ -35,18 +35,22 @@ impl TokenSource {
 
     /// The token in the file `path`, which may be rotated and need not exist yet.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        let last = Mutex::default();
-        Self(Source::File(Arc::new(File { path, last })))
+        Self::files(vec![path.into()])
+    }
+
+    /// The token in the first of `paths`; where that is refused, those in the others. With the token before a rotation in
+    /// the second file, it doesn't matter whether client or server sees the rotation first.
+    pub fn files(paths: Vec<PathBuf>) -> Self {
+        Self(Source::Files(Arc::new(Files { paths, last: Mutex::default() })))
     }
 
     /// The header that carries the token.
     pub(super) async fn header(&self) -> Result<HeaderValue> {
         match &self.0 {
             Source::Fixed(token) => header(token),
-            Source::File(file) => match file.fresh() {
+            Source::Files(files) => match files.fresh() {
                 Some(header) => Ok(header),
-                None => file.read().await,
+                None => files.read(None).await,
             },
         }
     }
@@ -55,7 +59,7 @@ impl TokenSource {
     pub(super) async fn after(&self, refused: &HeaderValue) -> Option<HeaderValue> {
         match &self.0 {
             Source::Fixed(_) => None,
-            Source::File(file) => file.read().await.ok().filter(|header| header != refused),
+            Source::Files(files) => files.read(Some(refused)).await.ok().filter(|header| header != refused),
         }
     }
 }
@@ -64,21 +68,21 @@ impl fmt::Debug for TokenSource {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Fixed(_) => out.write_str("TokenSource::fixed(…)"),
-            Source::File(file) => write!(out, "TokenSource::file({:?})", file.path),
+            Source::Files(files) => write!(out, "TokenSource::files({:?})", files.paths),
         }
     }
 }
 
-impl File {
+impl Files {
     fn fresh(&self) -> Option<HeaderValue> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.as_ref().filter(|(_, read_at)| read_at.elapsed() < REFRESH).map(|(header, _)| header.clone())
     }
 
-    /// Reads the file; while it can't be read, the last token has to do.
-    async fn read(&self) -> Result<HeaderValue> {
-        let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || read(&path))
+    /// Reads the files for a token other than `refused`; while none can be read, the last token has to do.
+    async fn read(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue> {
+        let (paths, refused) = (self.paths.clone(), refused.cloned());
+        let read = tokio::task::spawn_blocking(move || first(&paths, refused.as_ref()))
             .await
             .unwrap_or_else(|_| Err(Error::unavailable("the token's reader ended")));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,6 +95,20 @@ impl File {
             (Err(error), None) => Err(error),
         }
     }
+}
+
+/// The first token that is not `refused`, or else why there is none.
+fn first(paths: &[PathBuf], refused: Option<&HeaderValue>) -> Result<HeaderValue> {
+    let mut problem = None;
+    for path in paths {
+        match read(path) {
+            Ok(header) if refused != Some(&header) => return Ok(header),
+            Ok(_) => {}
+            Err(error) => problem = problem.or(Some(error)),
+        }
+    }
+    Err(problem
+        .unwrap_or_else(|| Error::new(ErrorKind::Unauthorized, "the broker refused every token there is")))
 }
 
 fn read(path: &Path) -> Result<HeaderValue> {
@@ -130,6 +148,25 @@ mod tests {
         let two = source.after(&one).await.unwrap();
         assert_eq!(two, "Bearer two");
         assert_eq!(source.header().await.unwrap(), two);
+    }
+
+    #[tokio::test]
+    async fn the_token_before_a_rotation_is_presented_where_the_new_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let [current, previous] = ["current", "previous"].map(|name| directory.path().join(name));
+        let source = TokenSource::files(vec![current.clone(), previous.clone()]);
+        fs::write(&current, "new").unwrap();
+        fs::write(&previous, "old").unwrap();
+        let new = source.header().await.unwrap();
+        assert_eq!(new, "Bearer new");
+        // The server has not seen the rotation.
+        let old = source.after(&new).await.unwrap();
+        assert_eq!(old, "Bearer old");
+        assert_eq!(source.header().await.unwrap(), old, "it goes on with the one that works");
+        assert_eq!(source.after(&old).await.unwrap(), new);
+        fs::remove_file(&current).unwrap();
+        assert_eq!(source.after(&new).await.unwrap(), old, "one file is enough");
+        assert!(source.after(&old).await.is_none());
     }
 
     #[test]

@@ -45,7 +45,11 @@ pub(crate) async fn serve(broker: DynDriver, directory: &TempDir) -> BrokerAcces
     let tokens = Arc::new(Tokens::fixed(["let-me-in"]));
     let router = broker_router(broker, tokens, ApiLimits::default(), stop.clone());
     tokio::spawn(server::serve(listener, router, ServeLimits::default(), stop));
-    BrokerAccess { name: "default".to_owned(), url, token_file: token_file.to_str().unwrap().to_owned() }
+    BrokerAccess {
+        name: "default".to_owned(),
+        url,
+        token_files: vec![token_file.to_str().unwrap().to_owned()],
+    }
 }
 
 pub(crate) fn queue(name: &str) -> QueuePolicy {
@@ -78,7 +82,7 @@ pub(crate) fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
         brokers: vec![BrokerAccess {
             name: "default".to_owned(),
             url: "http://broker.test".to_owned(),
-            token_file: "/nowhere".to_owned(),
+            token_files: vec!["/nowhere".to_owned()],
         }],
         queues: names.iter().map(|name| queue(name)).collect(),
         draining: Vec::new(),

@@ -1,0 +1,159 @@
+//! The status of a Broker, from what was seen of it. Pure.
+
+use super::build::url;
+use k8s_openapi::jiff::Timestamp;
+use longshore_crds::{Broker, BrokerStatus, Reason, condition, set_condition};
+use longshore_drivers::Probe;
+
+/// What was seen of a broker.
+pub(super) enum Seen {
+    /// It can't be asked: something that the spec names isn't there.
+    Missing(Reason),
+    /// It was asked. `pods` are those that are ready, where they are ours.
+    Asked { answer: std::result::Result<Probe, longshore_drivers::Error>, pods: Option<i32> },
+}
+
+/// The status that what was seen amounts to.
+pub(super) fn status(broker: &Broker, seen: &Seen, now: Timestamp) -> BrokerStatus {
+    let generation = broker.metadata.generation;
+    let mut status = broker.status.clone().unwrap_or_default();
+    status.observed_generation = generation;
+    status.url = Some(url(broker));
+    let ready = ready(seen, status.backend_id.as_deref());
+    if let Seen::Asked { answer: Ok(probe), .. } = seen {
+        status.backend = Some(probe.backend.clone());
+        status.version = Some(probe.version.clone());
+        status.backend_id.get_or_insert_with(|| probe.backend_id.clone());
+        status.capabilities = serde_json::to_value(&probe.capabilities).ok();
+    }
+    set_condition(&mut status.conditions, condition::READY, ready, generation, now);
+    set_condition(&mut status.conditions, condition::DURABLE, durable(broker, seen), generation, now);
+    status
+}
+
+fn ready(seen: &Seen, known: Option<&str>) -> Reason {
+    match seen {
+        Seen::Missing(reason) => reason.clone(),
+        Seen::Asked { answer: Ok(probe), .. } => match known {
+            Some(known) if known != probe.backend_id => Reason::no(
+                "BackendChanged",
+                format!(
+                    "the data is not what it was ({} instead of {known}): queues stand still until they adopt it",
+                    probe.backend_id
+                ),
+            ),
+            _ => Reason::yes("Connected", format!("{} {} answers", probe.backend, probe.version)),
+        },
+        Seen::Asked { answer: Err(_), pods: Some(0) } => {
+            Reason::unknown("WaitingForPod", "the broker's pod is not ready yet")
+        }
+        Seen::Asked { answer: Err(error), .. } => Reason::no("Unreachable", error.to_string()),
+    }
+}
+
+fn durable(broker: &Broker, seen: &Seen) -> Reason {
+    match (&broker.spec.embedded, seen) {
+        (Some(embedded), _) if embedded.ephemeral => {
+            Reason::no("Ephemeral", "jobs are kept in an emptyDir and are gone with the pod")
+        }
+        (Some(_), _) => {
+            Reason::yes("Volume", "jobs are kept on a claimed volume, every acknowledgement after fsync")
+        }
+        (None, Seen::Asked { answer: Ok(probe), .. }) if probe.capabilities.durable => {
+            Reason::yes("Reported", "the broker says that it keeps what it acknowledged")
+        }
+        (None, Seen::Asked { answer: Ok(_), .. }) => {
+            Reason::no("Reported", "the broker says that jobs are gone with it")
+        }
+        (None, _) => Reason::unknown("NotAsked", "the broker has not answered"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longshore_drivers::{
+        Error, ErrorKind,
+        http::client::{HttpConfig, TokenSource},
+    };
+    use serde_json::{Value, json};
+
+    fn broker(spec: &Value, backend_id: Option<&str>) -> Broker {
+        let mut broker = json!({
+            "apiVersion": "longshore.dev/v1alpha1", "kind": "Broker",
+            "metadata": { "name": "default", "namespace": "shop", "generation": 2 }, "spec": spec,
+        });
+        if let Some(id) = backend_id {
+            broker["status"] = json!({ "backendId": id });
+        }
+        serde_json::from_value(broker).unwrap()
+    }
+
+    fn elsewhere() -> Value {
+        json!({ "http": { "url": "http://broker.other:7400", "tokenFrom": { "name": "s", "key": "k" } } })
+    }
+
+    fn answer(id: &str, durable: bool) -> Seen {
+        let mut capabilities = HttpConfig::new("http://x", TokenSource::fixed("t")).unwrap().assumed;
+        capabilities.durable = durable;
+        let probe = Probe {
+            backend: "embedded".to_owned(),
+            version: "3".to_owned(),
+            backend_id: id.to_owned(),
+            capabilities,
+        };
+        Seen::Asked { answer: Ok(probe), pods: None }
+    }
+
+    fn silence(pods: Option<i32>) -> Seen {
+        Seen::Asked { answer: Err(Error::new(ErrorKind::Unavailable, "nobody is there")), pods }
+    }
+
+    /// Status and reason of the conditions Ready and Durable.
+    fn says(broker: &Broker, seen: &Seen) -> [(String, String); 2] {
+        let status = status(broker, seen, Timestamp::UNIX_EPOCH);
+        [condition::READY, condition::DURABLE].map(|kind| {
+            let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+            (found.status.clone(), found.reason.clone())
+        })
+    }
+
+    #[test]
+    fn conditions_tell_what_was_seen() {
+        let missing = || Seen::Missing(Reason::unknown("WaitingForSecret", "there is no Secret"));
+        for (spec, known, seen, ready, durable) in [
+            (json!({ "embedded": {} }), None, answer("a", true), ("True", "Connected"), ("True", "Volume")),
+            (
+                json!({ "embedded": {} }),
+                None,
+                silence(Some(0)),
+                ("Unknown", "WaitingForPod"),
+                ("True", "Volume"),
+            ),
+            (json!({ "embedded": {} }), None, silence(Some(1)), ("False", "Unreachable"), ("True", "Volume")),
+            (
+                json!({ "embedded": { "ephemeral": true } }),
+                Some("a"),
+                answer("b", false),
+                ("False", "BackendChanged"),
+                ("False", "Ephemeral"),
+            ),
+            (elsewhere(), None, missing(), ("Unknown", "WaitingForSecret"), ("Unknown", "NotAsked")),
+            (elsewhere(), None, silence(None), ("False", "Unreachable"), ("Unknown", "NotAsked")),
+            (elsewhere(), Some("a"), answer("a", true), ("True", "Connected"), ("True", "Reported")),
+            (elsewhere(), Some("a"), answer("b", true), ("False", "BackendChanged"), ("True", "Reported")),
+            (elsewhere(), None, answer("a", false), ("True", "Connected"), ("False", "Reported")),
+        ] {
+            let said = says(&broker(&spec, known), &seen);
+            let pair = |(status, reason): (&str, &str)| (status.to_owned(), reason.to_owned());
+            assert_eq!(said, [pair(ready), pair(durable)], "{spec}");
+        }
+    }
+
+    #[test]
+    fn the_address_is_the_service_or_what_the_user_wrote() {
+        let address = |spec: Value| status(&broker(&spec, None), &silence(None), Timestamp::UNIX_EPOCH).url;
+        assert_eq!(address(json!({ "embedded": {} })).unwrap(), "http://default-broker.shop.svc:7400");
+        assert_eq!(address(elsewhere()).unwrap(), "http://broker.other:7400");
+    }
+}
