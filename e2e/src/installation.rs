@@ -3,18 +3,18 @@
 
 use crate::{World, cluster::root, wait::eventually};
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
 };
-use serde_json::json;
 use std::{future::Future, time::Duration};
 
 /// Where the installation lives.
 pub const NAMESPACE: &str = "longshore-system";
 const RELEASE: &str = "longshore";
-const DEPLOYMENT: &str = "longshore-operator";
+/// The Lease of the leader: namespace and Deployment.
+const LEASE: &str = "longshore-system-longshore-operator";
 const OPERATOR: &str = "app.kubernetes.io/component=operator";
 /// The port of an operator's metrics.
 const METRICS: u16 = 8080;
@@ -41,7 +41,7 @@ impl World {
     pub async fn leader(&self) -> Result<String> {
         let leases: Api<Lease> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
         eventually("a leader", LIMIT, || async {
-            let lease = leases.get(&format!("{NAMESPACE}-{DEPLOYMENT}")).await?;
+            let lease = leases.get(LEASE).await?;
             let holder = lease.spec.and_then(|spec| spec.holder_identity).filter(|name| !name.is_empty());
             let holder = holder.context("nobody holds the lease")?;
             ensure!(self.operators().get_opt(&holder).await?.is_some(), "its holder {holder} is gone");
@@ -60,14 +60,17 @@ impl World {
         Ok(())
     }
 
-    /// Runs `count` operators and waits until that many are ready and no others are there.
+    /// Runs `count` operators and waits until that many are ready and no others are there. Through Helm, which owns the
+    /// field: whoever else writes it makes the next upgrade conflict.
     ///
     /// # Errors
     /// When they aren't in time.
     pub async fn scale_operator(&self, count: usize) -> Result<()> {
-        let deployments: Api<Deployment> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
-        let patch = json!({ "spec": { "replicas": count } });
-        deployments.patch(DEPLOYMENT, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        let (chart, replicas) = (root().join("charts/longshore"), format!("operator.replicas={count}"));
+        let chart = chart.to_string_lossy();
+        let mut arguments = vec!["upgrade", RELEASE, &*chart, "--namespace", NAMESPACE, "--reuse-values"];
+        arguments.extend(["--set", &replicas]);
+        self.cluster.helm(&arguments).await?;
         eventually(&format!("{count} operators"), LIMIT, || async {
             let pods = self.operator_pods().await?;
             let ready = pods.iter().filter(|pod| crate::scenario::is_ready(pod)).count();

@@ -29,6 +29,8 @@ pub(crate) struct Context {
     pub(crate) inbox: crate::workflows::Inbox,
     /// What this process knows of workflows beyond what the watch has shown it.
     pub(crate) memory: crate::workflows::Memory,
+    /// What workflows may write of their status together.
+    pub(crate) bucket: crate::workflows::Bucket,
 }
 
 impl Context {

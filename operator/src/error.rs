@@ -28,6 +28,12 @@ pub(crate) enum Error {
     /// It took too long.
     #[error("reconciliation took longer than {0:?}")]
     Deadline(Duration),
+    /// Something that will be there later isn't there now.
+    #[error("{0}")]
+    NotNow(String),
+    /// Expressions can't be evaluated now.
+    #[error(transparent)]
+    NoThread(crate::workflows::NoThread),
     /// This process is not the leader any more.
     #[error("leadership was lost")]
     LeadershipLost,
@@ -75,6 +81,8 @@ impl Error {
             },
             Self::Incomplete(_) => "Incomplete",
             Self::Deadline(_) => "Deadline",
+            Self::NotNow(_) => "NotNow",
+            Self::NoThread(_) => "NoThread",
             Self::LeadershipLost => "LeadershipLost",
             Self::Encode { .. } => "Encode",
         }

@@ -95,9 +95,9 @@ impl Metrics {
         self.orphaned.inc_by(count);
     }
 
-    /// A completion was set aside.
-    pub(crate) fn completion_parked(&self) {
-        self.parked.inc();
+    /// Completions were set aside.
+    pub(crate) fn completions_parked(&self, count: u64) {
+        self.parked.inc_by(count);
     }
 
     /// Effects were performed; `kind` is a word of the code.
@@ -137,7 +137,7 @@ mod tests {
         metrics.leader(true);
         metrics.completion_applied(3);
         metrics.completion_orphaned(2);
-        metrics.completion_parked();
+        metrics.completions_parked(1);
         metrics.effects_performed("dispatch", 7);
         metrics.jobs_lost(4);
         let text = metrics.encode();

@@ -129,6 +129,7 @@ async fn lead(
         woken: broadcast::channel(1024).0,
         inbox: workflows::Inbox::default(),
         memory: workflows::Memory::default(),
+        bucket: workflows::Bucket::default(),
         client,
         settings,
     });

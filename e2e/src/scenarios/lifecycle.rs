@@ -111,34 +111,43 @@ async fn namespace_with_running_work_goes_away_after_uninstall(world: World) -> 
 }
 
 /// Ten jobs on the suspended Queue `kept`, which is then deleted.
-async fn prune(world: &World, policy: &str) -> Result<Value> {
+async fn prune(world: &World, policy: &str) -> Result<()> {
     stage(world, &json!({}), &[]).await?;
-    let queue =
-        |suspend: bool| manifests::queue("kept", &json!({ "suspend": suspend, "deletionPolicy": policy }));
-    let worker = manifests::worker("kept", &json!({}));
-    world.apply(&manifests::list(&[queue(true), worker])).await?;
+    let queue = kept(&json!({ "suspend": true, "deletionPolicy": policy }));
+    world.apply(&manifests::list(&[queue, manifests::worker("kept", &json!({}))])).await?;
     world.enqueue("kept", vec![("kept", json!({})); 10]).await?;
     world.api::<Queue>().delete("kept", &DeleteParams::default()).await?;
     eventually("the Queue to be gone", Duration::from_secs(60), || async {
         ensure!(world.api::<Queue>().get_opt("kept").await?.is_none(), "it is there");
         Ok(())
     })
-    .await?;
-    Ok(queue(false))
+    .await
 }
 
-/// A tool prunes a Queue and puts it back: its jobs are still there.
+fn kept(policy: &Value) -> Value {
+    manifests::queue("kept", policy)
+}
+
+/// A tool prunes a Queue and puts it back: its data is there and belongs to the object that is gone, so nothing runs until
+/// somebody says that it shall be taken over.
 async fn pruned_queue_keeps_its_data(world: World) -> Result<()> {
-    let queue = prune(&world, "Retain").await?;
-    world.apply(&manifests::list(&[queue])).await?;
+    prune(&world, "Retain").await?;
+    world.apply(&manifests::list(&[kept(&json!({}))])).await?;
+    world.says("queue", "kept", &["OwnedByAnother", "adopt"]).await?;
+    always("nothing to run that nobody took over", Duration::from_secs(5), || async {
+        ensure!(world.ledger().await?.starts("kept") == 0, "a job ran");
+        Ok(())
+    })
+    .await?;
+    world.apply(&manifests::list(&[kept(&json!({ "adopt": true }))])).await?;
     world.ledger_shows("the kept jobs to run", END, |ledger| ledger.ran_exactly_once("kept", 10)).await?;
     Ok(())
 }
 
 /// Who asks for it gets an empty queue.
 async fn deleted_queue_with_policy_delete_takes_its_jobs_along(world: World) -> Result<()> {
-    let queue = prune(&world, "Delete").await?;
-    world.apply(&manifests::list(&[queue])).await?;
+    prune(&world, "Delete").await?;
+    world.apply(&manifests::list(&[kept(&json!({}))])).await?;
     let stats = world.driver().await?.stats(&world.physical("kept").await?).await?;
     ensure!(stats.ready == Some(0), "{stats:?}");
     world.enqueue("kept", vec![("new", json!({})); 5]).await?;
@@ -202,7 +211,11 @@ async fn uninstall_and_reinstall_keep_resources_and_work(world: World) -> Result
     started(&world, "link", 3).await?;
     let uninstalled = async {
         world.helm_uninstall().await?;
-        ensure!(world.operator_pods().await?.is_empty(), "an operator is left in {NAMESPACE}");
+        eventually("the operator to be gone", Duration::from_secs(60), || async {
+            ensure!(world.operator_pods().await?.is_empty(), "one is left in {NAMESPACE}");
+            Ok(())
+        })
+        .await?;
         let workflow: Workflow = world.get("chain").await?;
         ensure!(workflow.metadata.deletion_timestamp.is_none(), "the Workflow is being deleted");
         let (_, _): (Worker, Queue) = (world.get("work").await?, world.get("work").await?);

@@ -16,7 +16,7 @@ const END: Duration = Duration::from_secs(180);
 
 impl World {
     /// Waits until a condition of the object is not `True` and its reason or message says `words`.
-    async fn says(&self, kind: &str, name: &str, words: &[&str]) -> Result<()> {
+    pub(super) async fn says(&self, kind: &str, name: &str, words: &[&str]) -> Result<()> {
         eventually(&format!("{kind} {name} to say {words:?}"), Duration::from_secs(60), || async {
             let object =
                 self.cluster.kubectl(&["get", kind, name, "-n", &self.namespace, "-o", "json"]).await?;

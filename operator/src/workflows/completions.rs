@@ -1,13 +1,18 @@
 //! Reads the completions of this installation from every broker.
 
-use super::inbox::{Arrived, Origin};
+use super::{
+    inbox::{Arrived, Origin},
+    jobs,
+};
 use crate::{
     connections::{BrokerKey, Connection},
     context::Context,
+    reporting::event,
 };
 use kube::{Api, ResourceExt};
 use longshore_crds::Workflow;
-use longshore_drivers::{Completion, CompletionReceipt, ReadCompletions};
+use longshore_drivers::{Completion, CompletionReceipt, Limits, ReadCompletions};
+use longshore_workflow::Target;
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -18,14 +23,18 @@ use tokio_util::sync::CancellationToken;
 
 /// Completions in one read.
 const PAGE: u32 = 500;
-/// Reading rests while this many wait for their workflows.
-const MAX_WAITING: usize = 10_000;
+/// How long a read waits for a completion. A timer that nobody saw coming is this late, because completions that were
+/// settled before it come first.
+const WAIT: Duration = Duration::from_secs(5);
+/// The same while a timer is near.
+const SHORT_WAIT: Duration = Duration::from_millis(500);
 /// How soon a failed read is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// A completion that nobody took for this long may belong to a workflow that is gone.
 const ORPHAN_AFTER: Duration = Duration::from_secs(2);
-/// A completion that can't be decoded and was handed out this often is acknowledged, so that it is gone.
-const PARK_AFTER: u32 = 5;
+/// A completion that can't be used and was handed out this often is acknowledged: the stream goes on without it. What it
+/// says is kept with the job's record.
+pub(super) const PARK_AFTER: u32 = 5;
 
 /// Reads until it is stopped.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
@@ -39,7 +48,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
             if !same {
                 task.abort();
             }
-            same
+            same && !task.is_finished()
         });
         for (key, connection) in open {
             readers.entry(key.clone()).or_insert_with(|| {
@@ -59,13 +68,13 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
 async fn read(context: Arc<Context>, broker: BrokerKey, connection: Connection) {
     let started = Instant::now();
     loop {
-        if context.inbox.len() > MAX_WAITING || !context.leadership.is_leader() {
+        if !context.leadership.is_leader() {
             tokio::time::sleep(RETRY).await;
             continue;
         }
-        // Until the first end was seen nothing may be performed, so don't sit waiting for more.
-        let wait = if context.inbox.is_caught_up(&broker) { Duration::from_secs(20) } else { Duration::ZERO };
-        let request = ReadCompletions { max: PAGE, wait, lease: ReadCompletions::MAX_LEASE };
+        let began = Instant::now();
+        let request =
+            ReadCompletions { max: PAGE, wait: wait(&context, &broker), lease: ReadCompletions::MAX_LEASE };
         let page = match connection.driver.completions(&context.address, request).await {
             Ok(page) => page,
             Err(error) => {
@@ -79,12 +88,21 @@ async fn read(context: Arc<Context>, broker: BrokerKey, connection: Connection) 
         // What a reader before us held is handed out again when its lease ends.
         let leases_over = started.elapsed() > ReadCompletions::MAX_LEASE;
         if !full && (page.caught_up || leases_over) {
-            if context.inbox.set_caught_up(&broker) {
+            if context.inbox.set_read_to_end(&broker, began) {
                 tracing::info!(namespace = broker.0, broker = broker.1, "completions were read to their end");
             }
         } else if !full {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+}
+
+fn wait(context: &Context, broker: &BrokerKey) -> Duration {
+    match context.inbox.read_to_end(broker) {
+        // Until the first end was seen nothing may be performed, so don't sit waiting for more.
+        None => Duration::ZERO,
+        Some(_) if context.inbox.is_hurried(broker) => SHORT_WAIT,
+        Some(_) => WAIT,
     }
 }
 
@@ -97,21 +115,55 @@ async fn receive(
     let mut arrivals = Vec::with_capacity(completions.len());
     let mut parked = Vec::new();
     for completion in completions {
-        match serde_json::from_str::<Origin>(&completion.context) {
+        match origin(broker, &completion) {
             Ok(origin) => arrivals.push(Arrived { broker: broker.clone(), origin, completion }),
-            Err(error) => {
-                tracing::warn!(job = %completion.job, queue = %completion.queue, %error, "completion can't be decoded");
+            Err(problem) => {
+                tracing::warn!(job = %completion.job, queue = %completion.queue, problem, "completion can't be used");
                 if completion.delivery >= PARK_AFTER {
-                    context.metrics.completion_parked();
-                    parked.push(completion.receipt);
+                    parked.push((completion, problem));
                 }
             }
         }
     }
     context.inbox.put(arrivals);
-    if !parked.is_empty() {
-        acknowledge(context, connection, parked).await;
+    park(context, broker, connection, parked).await;
+}
+
+/// Whose completion it is. It has to come from a Broker of the workflow's own namespace and to be about the job that it
+/// says it is about: whoever can write to another broker must not settle other people's workflows.
+fn origin(broker: &BrokerKey, completion: &Completion) -> std::result::Result<Origin, String> {
+    let origin: Origin = serde_json::from_str(&completion.context).map_err(|error| error.to_string())?;
+    if origin.namespace != broker.0 {
+        return Err(format!("it is about a workflow in namespace {:?}", origin.namespace));
     }
+    if Target::decode(&origin.place).is_none() {
+        return Err(format!("it names the place {:?}, and there is none such", origin.place));
+    }
+    match jobs::id_of(&origin.uid, &origin.place) {
+        Ok(id) if id == completion.job => Ok(origin),
+        _ => Err("it is about another job than it names".to_owned()),
+    }
+}
+
+async fn park(
+    context: &Context,
+    broker: &BrokerKey,
+    connection: &Connection,
+    parked: Vec<(Completion, String)>,
+) {
+    let Some((first, problem)) = parked.first() else { return };
+    let note = format!(
+        "{} completions can't be used and are put aside; that of job {} in {}: {problem}",
+        parked.len(),
+        first.job,
+        first.queue
+    );
+    if let Some(object) = context.lookup.broker(&broker.0, &broker.1) {
+        event(context, object.as_ref(), true, "CompletionParked", "Read", note).await;
+    }
+    context.metrics.completions_parked(parked.len() as u64);
+    acknowledge(context, connection, parked.into_iter().map(|(completion, _)| completion.receipt).collect())
+        .await;
 }
 
 /// Acknowledges; one that fails is handed out again and acknowledged then.
@@ -120,11 +172,10 @@ pub(super) async fn acknowledge(
     connection: &Connection,
     receipts: Vec<CompletionReceipt>,
 ) {
-    if receipts.is_empty() {
-        return;
-    }
-    if let Err(error) = connection.driver.acknowledge(&context.address, receipts).await {
-        tracing::debug!(%error, "completions could not be acknowledged");
+    for receipts in receipts.chunks(Limits::BATCH) {
+        if let Err(error) = connection.driver.acknowledge(&context.address, receipts.to_vec()).await {
+            tracing::debug!(%error, "completions could not be acknowledged");
+        }
     }
 }
 
@@ -166,6 +217,43 @@ pub(super) async fn acknowledge_all(context: &Context, arrivals: &[Arrived]) {
     for (key, receipts) in by_broker {
         if let Some(connection) = context.connections.get(&key.0, &key.1) {
             acknowledge(context, &connection, receipts).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longshore_drivers::{JobId, Outcome, Timestamp};
+
+    fn said(job: &str, context: &str) -> std::result::Result<Origin, String> {
+        let completion = Completion {
+            receipt: CompletionReceipt("1".to_owned()),
+            queue: "q".parse().unwrap(),
+            job: JobId::new(job).unwrap(),
+            outcome: Outcome::Cancelled,
+            settled_at: Timestamp::from_millis(0),
+            context: context.to_owned(),
+            delivery: 1,
+        };
+        origin(&("shop".to_owned(), "default".to_owned()), &completion)
+    }
+
+    #[test]
+    fn a_completion_is_believed_only_about_its_own_job_and_namespace() {
+        let of = |namespace: &str, place: &str| {
+            format!(r#"{{"ns":"{namespace}","name":"w","uid":"u","place":"{place}"}}"#)
+        };
+        assert_eq!(said("u.0.s0.m1", &of("shop", "0.s0.m1")).unwrap().place, "0.s0.m1");
+        for (job, context, problem) in [
+            ("u.0.s0.m1", of("bank", "0.s0.m1"), "namespace \"bank\""),
+            ("u.0.s0.m2", of("shop", "0.s0.m1"), "another job"),
+            ("v.0.s0.m1", of("shop", "0.s0.m1"), "another job"),
+            ("u.0.nowhere", of("shop", "0.nowhere"), "none such"),
+            ("u.0.s0.m1", "what?".to_owned(), "expected"),
+        ] {
+            let found = said(job, &context).unwrap_err();
+            assert!(found.contains(problem), "{found}");
         }
     }
 }

@@ -10,7 +10,9 @@ use cel::{
 };
 use serde_json::{Number, Value};
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -45,75 +47,45 @@ impl Error {
     }
 }
 
-/// Replaces every expression in every text of `template`. A text that is one expression keeps the type of its value.
-pub(crate) fn render(template: &Value, variables: &Variables) -> Result<Value, Error> {
-    on_large_stack(|| {
-        let context = Evaluator::new(variables);
-        render_value(template, &context)
-    })
-}
-
-/// Evaluates `text`, which must be exactly one expression.
-pub(crate) fn evaluate(text: &str, variables: &Variables) -> Result<Value, Error> {
-    on_large_stack(|| match parse(text)?.as_slice() {
-        [Part::Expression(expression)] => Evaluator::new(variables).evaluate(expression),
-        _ => Err(Error::new(text, "must be one expression and nothing else")),
-    })
-}
-
-/// The expressions in `text`, each with what it was parsed to.
+/// The expressions in `text`, each with what it was parsed to. To be called on a large stack.
 pub(super) fn trees(text: &str) -> Result<Vec<(String, IdedExpr)>, Error> {
-    on_large_stack(|| {
-        let parts = parse(text)?.into_iter().filter_map(|part| match part {
-            Part::Expression(expression) => Some(expression),
-            Part::Literal(_) => None,
-        });
-        parts.map(|expression| compile(&expression).map(|tree| (expression, tree))).collect()
-    })
+    let parts = parse(text)?.into_iter().filter_map(|part| match part {
+        Part::Expression(expression) => Some(expression),
+        Part::Literal(_) => None,
+    });
+    parts.map(|expression| compile(&expression).map(|tree| (expression, tree))).collect()
 }
 
-/// Runs `work` on a thread of its own, because a parser can overflow a small stack.
-fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
-        match thread.map(std::thread::ScopedJoinHandle::join) {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_panic)) => Err(Error::new("", "made the evaluator panic")),
-            Err(error) => Err(Error::new("", format!("can't be evaluated now: {error}"))),
-        }
-    })
+/// No thread can be had now, or the work on it panicked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoThread {
+    /// The system gives none.
+    #[error("no thread to evaluate expressions on: {0}")]
+    Refused(String),
+    /// Its end is a mistake in this program.
+    #[error("the evaluation of expressions panicked")]
+    Panicked,
 }
 
-fn render_value(template: &Value, evaluator: &Evaluator<'_>) -> Result<Value, Error> {
-    match template {
-        Value::String(text) => render_text(text, evaluator),
-        Value::Array(items) => items.iter().map(|item| render_value(item, evaluator)).collect(),
-        Value::Object(fields) => {
-            let pairs =
-                fields.iter().map(|(name, value)| Ok((name.clone(), render_value(value, evaluator)?)));
-            pairs.collect::<Result<serde_json::Map<_, _>, _>>().map(Value::Object)
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(template.clone()),
-    }
+/// Runs `work` on a thread of its own with a large stack, because a parser can overflow a small one; and away from the
+/// threads that renew the lease. Not more of them at once than there are [`PLACES`].
+///
+/// Dropping the future lets the work go on, which is bounded.
+pub(crate) async fn on_large_stack<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NoThread> {
+    let place = PLACES.acquire().await.map_err(|closed| NoThread::Refused(closed.to_string()))?;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("expressions".to_owned()).stack_size(STACK_BYTES);
+    let spawned = thread.spawn(move || {
+        let _place = place;
+        drop(tell.send(work()));
+    });
+    spawned.map_err(|error| NoThread::Refused(error.to_string()))?;
+    told.await.map_err(|_panicked| NoThread::Panicked)
 }
 
-fn render_text(text: &str, evaluator: &Evaluator<'_>) -> Result<Value, Error> {
-    let parts = parse(text)?;
-    if let [Part::Expression(expression)] = parts.as_slice() {
-        return evaluator.evaluate(expression);
-    }
-    let mut out = String::with_capacity(text.len());
-    for part in &parts {
-        match part {
-            Part::Literal(literal) => out.push_str(literal),
-            Part::Expression(expression) => match evaluator.evaluate(expression)? {
-                Value::String(value) => out.push_str(&value),
-                other => out.push_str(&other.to_string()),
-            },
-        }
-    }
-    Ok(Value::String(out))
-}
+static PLACES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
@@ -169,30 +141,89 @@ fn closing(body: &str) -> Option<usize> {
     None
 }
 
-/// Variables, ready to be used by any number of expressions.
-struct Evaluator<'a> {
-    variables: &'a Variables,
+/// Variables that are converted once, and expressions that are compiled once, for any number of templates. To be used on a
+/// large stack.
+pub(crate) struct Evaluator<'a> {
+    shared: &'a Variables,
+    converted: RefCell<BTreeMap<&'a str, Cel>>,
+    compiled: RefCell<HashMap<String, Rc<IdedExpr>>>,
 }
 
+/// Variables of one template alone.
+pub(crate) type Own<'a> = [(&'static str, &'a Value)];
+
 impl<'a> Evaluator<'a> {
-    fn new(variables: &'a Variables) -> Self {
-        Self { variables }
+    pub(crate) fn new(shared: &'a Variables) -> Self {
+        Self { shared, converted: RefCell::default(), compiled: RefCell::default() }
     }
 
-    fn evaluate(&self, expression: &str) -> Result<Value, Error> {
+    /// Replaces every expression in every text of `template`. A text that is one expression keeps the type of its value.
+    pub(crate) fn render(&self, template: &Value, own: &Own<'_>) -> Result<Value, Error> {
+        match template {
+            Value::String(text) => self.render_text(text, own),
+            Value::Array(items) => items.iter().map(|item| self.render(item, own)).collect(),
+            Value::Object(fields) => {
+                let pairs = fields.iter().map(|(name, value)| Ok((name.clone(), self.render(value, own)?)));
+                pairs.collect::<Result<serde_json::Map<_, _>, _>>().map(Value::Object)
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => Ok(template.clone()),
+        }
+    }
+
+    /// Evaluates `text`, which must be exactly one expression.
+    pub(crate) fn evaluate_text(&self, text: &str) -> Result<Value, Error> {
+        match parse(text)?.as_slice() {
+            [Part::Expression(expression)] => self.evaluate(expression, &[]),
+            _ => Err(Error::new(text, "must be one expression and nothing else")),
+        }
+    }
+
+    fn render_text(&self, text: &str, own: &Own<'_>) -> Result<Value, Error> {
+        let parts = parse(text)?;
+        if let [Part::Expression(expression)] = parts.as_slice() {
+            return self.evaluate(expression, own);
+        }
+        let mut out = String::with_capacity(text.len());
+        for part in &parts {
+            match part {
+                Part::Literal(literal) => out.push_str(literal),
+                Part::Expression(expression) => match self.evaluate(expression, own)? {
+                    Value::String(value) => out.push_str(&value),
+                    other => out.push_str(&other.to_string()),
+                },
+            }
+        }
+        Ok(Value::String(out))
+    }
+
+    fn evaluate(&self, expression: &str, own: &Own<'_>) -> Result<Value, Error> {
         let fail = |problem: String| Error::new(expression, problem);
-        let program = compile(expression)?;
+        let program = self.compiled(expression)?;
         let work = Arc::new(AtomicU64::new(0));
         let mut context = Context::default();
         let charge = move |list: Cel| ordered(list, &work);
         context.add_function(ORDERED, charge).map_err(|error| fail(error.to_string()))?;
-        for (name, value) in self.variables {
+        for (name, value) in self.shared {
             if mentions(&program, name) {
-                context.add_variable_from_value(name.as_str(), to_cel(value));
+                let mut converted = self.converted.borrow_mut();
+                let value = converted.entry(name.as_str()).or_insert_with(|| to_cel(value)).clone();
+                context.add_variable_from_value(name.as_str(), value);
             }
+        }
+        for (name, value) in own.iter().filter(|(name, _)| mentions(&program, name)) {
+            context.add_variable_from_value(*name, to_cel(value));
         }
         let value = Cel::resolve(&program, &context).map_err(|error| fail(explain(&error)))?;
         to_json(&value).map_err(fail)
+    }
+
+    fn compiled(&self, expression: &str) -> Result<Rc<IdedExpr>, Error> {
+        if let Some(known) = self.compiled.borrow().get(expression) {
+            return Ok(known.clone());
+        }
+        let tree = Rc::new(compile(expression)?);
+        self.compiled.borrow_mut().insert(expression.to_owned(), tree.clone());
+        Ok(tree)
     }
 }
 
@@ -408,10 +439,27 @@ fn to_json(value: &Cel) -> Result<Value, String> {
     })
 }
 
+/// A large stack for tests.
+#[cfg(test)]
+pub(super) fn large<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        thread.spawn_scoped(scope, work).unwrap().join().unwrap()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn render(template: &Value, variables: &Variables) -> Result<Value, Error> {
+        large(|| Evaluator::new(variables).render(template, &[]))
+    }
+
+    fn evaluate(text: &str, variables: &Variables) -> Result<Value, Error> {
+        large(|| Evaluator::new(variables).evaluate_text(text))
+    }
 
     fn variables() -> Variables {
         let steps = json!({ "fetch": { "result": { "images": ["a", "b"], "n": 3, "big": 18_446_744_073_709_551_615_u64 } } });
@@ -492,5 +540,37 @@ mod tests {
         assert!(evaluate(&loops, &variables()).unwrap_err().problem.contains("too much work"));
         let doubling = format!("$(['x']{})", ".map(a,a+a)".repeat(60));
         assert!(evaluate(&doubling, &variables()).unwrap_err().problem.contains("too much work"));
+    }
+
+    /// What depends on the order of maps in memory, if anything does.
+    fn rendered() -> String {
+        let template = json!([
+            "$(map)",
+            "$(map.map(k, k))",
+            "$(map.filter(k, map[k] > 2))",
+            "$({'z': 1, 'a': map, 'm': [map, steps]})",
+            "$({'z': 1, 'a': 2, 'm': 3}.map(k, k + '!'))",
+            "n=$(map), s=$(steps.fetch)",
+        ]);
+        render(&template, &variables()).unwrap().to_string()
+    }
+
+    /// Maps have another order in memory in each process.
+    #[test]
+    fn an_expression_gives_the_same_bytes_in_two_processes() {
+        const ASKED: &str = "LONGSHORE_TEST_RENDER";
+        if std::env::var_os(ASKED).is_some() {
+            eprintln!("<<{}>>", rendered());
+            return;
+        }
+        let own = rendered();
+        for _ in 0..3 {
+            let name = "workflows::expressions::tests::an_expression_gives_the_same_bytes_in_two_processes";
+            let mut other = std::process::Command::new(std::env::current_exe().unwrap());
+            let output = other.args([name, "--exact", "--nocapture"]).env(ASKED, "1").output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            let bytes = said.split_once("<<").and_then(|(_, rest)| rest.split_once(">>")).map(|(it, _)| it);
+            assert_eq!(bytes, Some(own.as_str()));
+        }
     }
 }

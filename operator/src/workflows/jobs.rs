@@ -1,13 +1,14 @@
 //! From a place in a workflow to the job that is enqueued for it. Pure.
 
 use super::{
-    expressions::{self, Variables},
+    expressions::{self, Evaluator, Own},
     inbox::Origin,
 };
 use longshore_crds::{Batch, JobTemplate, Workflow, WorkflowSpec};
 use longshore_drivers::{Address, JobId, NewJob, Notify, Overrides, Payload};
 use longshore_workflow::{Callback, Target};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Why a job can't be made. The place it was for fails with this.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +19,9 @@ pub(super) enum Error {
     /// The workflow has no such place.
     #[error("the workflow has nothing at {0}")]
     NoTemplate(String),
+    /// The list that a forEach was resolved to has become shorter.
+    #[error("forEach no longer gives an element for {0}")]
+    NoElement(String),
     /// The id can't be written.
     #[error("{0}")]
     Id(String),
@@ -88,50 +92,56 @@ pub(super) fn queues(spec: &WorkflowSpec) -> Vec<&str> {
 
 /// Who a job is made for.
 #[derive(Debug, Clone)]
-pub(super) struct Author<'a> {
-    pub(super) workflow: &'a Workflow,
-    pub(super) namespace: &'a str,
-    pub(super) name: &'a str,
-    pub(super) uid: &'a str,
+pub(super) struct Author {
+    pub(super) workflow: Arc<Workflow>,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
     pub(super) round: u32,
-    pub(super) address: &'a Address,
+    pub(super) address: Address,
 }
 
-impl Author<'_> {
-    /// The id of the job at `target`: a function of workflow, round and place alone.
+/// The id of the job at `place` of the workflow `uid`: a function of these alone.
+pub(super) fn id_of(uid: &str, place: &str) -> Result<JobId, Error> {
+    JobId::new(format!("{uid}.{place}")).map_err(|error| Error::Id(error.message))
+}
+
+impl Author {
+    /// The id of the job at `target`.
     pub(super) fn job_id(&self, target: &Target) -> Result<JobId, Error> {
-        JobId::new(format!("{}.{}", self.uid, self.place(target))).map_err(|error| Error::Id(error.message))
+        id_of(&self.uid, &self.place(target))
     }
 
     fn place(&self, target: &Target) -> String {
         target.encode(self.round)
     }
 
-    /// The job at `target`. `variables` hold everything that is the same for all jobs of a step; `items` the elements
-    /// that the members of a `forEach` are made of.
+    /// The job at `target`. `evaluator` holds everything that is the same for all jobs of a step; `items` the elements
+    /// that the members of a `forEach` are made of. To be called on a large stack.
     pub(super) fn job(
         &self,
         target: &Target,
-        variables: &Variables,
+        evaluator: &Evaluator<'_>,
         items: Option<&[Value]>,
     ) -> Result<NewJob, Error> {
         let (template, batch) =
             template(&self.workflow.spec, target).ok_or_else(|| Error::NoTemplate(self.place(target)))?;
         let payload = match (batch, target) {
             (Some(_), Target::Member { member, .. }) => {
-                let mut own = variables.clone();
-                own.insert("index".to_owned(), json!(member));
-                let element =
-                    items.and_then(|items| items.get(usize::try_from(*member).unwrap_or(usize::MAX)));
-                own.insert("item".to_owned(), element.cloned().unwrap_or(Value::Null));
-                Self::payload(template, &own)?
+                let element = |items: &[Value]| items.get(usize::try_from(*member).ok()?).cloned();
+                // Only a forEach has elements, and then it has one for each of its members.
+                let item = match items {
+                    Some(items) => element(items).ok_or_else(|| Error::NoElement(self.place(target)))?,
+                    None => Value::Null,
+                };
+                Self::payload(template, evaluator, &[("index", &json!(member)), ("item", &item)])?
             }
-            _ => Self::payload(template, variables)?,
+            _ => Self::payload(template, evaluator, &[])?,
         };
         let origin = Origin {
-            namespace: self.namespace.to_owned(),
-            name: self.name.to_owned(),
-            uid: self.uid.to_owned(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
             place: self.place(target),
         };
         let context = serde_json::to_string(&origin).map_err(|error| Error::Id(error.to_string()))?;
@@ -147,13 +157,14 @@ impl Author<'_> {
         Ok(job)
     }
 
-    fn payload(template: &JobTemplate, variables: &Variables) -> Result<Payload, Error> {
+    fn payload(template: &JobTemplate, evaluator: &Evaluator<'_>, own: &Own<'_>) -> Result<Payload, Error> {
         let Some(payload) = &template.payload else {
             return Ok(Payload::json(bytes::Bytes::new()));
         };
-        let rendered =
-            if has_expressions(payload) { expressions::render(payload, variables)? } else { payload.clone() };
-        Ok(Payload::json(rendered.to_string()))
+        if has_expressions(payload) {
+            return Ok(Payload::json(evaluator.render(payload, own)?.to_string()));
+        }
+        Ok(Payload::json(payload.to_string()))
     }
 }
 

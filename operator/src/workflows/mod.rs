@@ -1,9 +1,12 @@
 //! Workflows: events are folded into the machine's state, the state is committed, and only then effects are performed.
 
+mod budget;
 mod check;
 mod completions;
+mod ends;
 mod expressions;
 mod inbox;
+mod ingredients;
 mod jobs;
 mod memory;
 mod perform;
@@ -22,17 +25,24 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Resource, ResourceExt,
     runtime::{
-        Controller,
+        Controller, PredicateConfig, WatchStreamExt,
         controller::{Action, Config},
         reflector::ObjectRef,
         watcher,
     },
 };
-use longshore_crds::{Queue, Workflow};
-use std::{sync::Arc, time::Duration};
+use longshore_crds::{Queue, Workflow, condition, is_true};
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use budget::Bucket;
 pub(crate) use completions::run as read_completions;
+pub(crate) use expressions::NoThread;
 pub(crate) use inbox::Inbox;
 pub(crate) use memory::Memory;
 
@@ -54,14 +64,28 @@ pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationT
             .collect::<Vec<_>>()
     };
     let arrivals = arrivals(&scope, &context);
+    let queues = watcher(scope.api::<Queue>(&context.client), watcher::Config::default())
+        .default_backoff()
+        .touched_objects()
+        .predicate_filter(|queue: &Queue| Some(usable(queue)), PredicateConfig::default());
     controller
         .with_config(Config::default().concurrency(32))
-        .watches(scope.api::<Queue>(&context.client), watcher::Config::default(), waiting_on)
+        .watches_stream(queues, waiting_on)
         .reconcile_on(arrivals)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile_one, reporting::failed, context)
         .for_each(|_| std::future::ready(()))
         .await;
+}
+
+/// Changes when a Queue becomes another one for workflows; its depth, which changes all the time, is of no interest here.
+fn usable(queue: &Queue) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let status = queue.status.as_ref();
+    let ready = status.is_some_and(|status| is_true(&status.conditions, condition::READY));
+    (queue.metadata.generation, ready, status.and_then(|status| status.backend_id.as_ref()))
+        .hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Workflows of this scope for which completions arrived.

@@ -1,26 +1,35 @@
 //! One look at a workflow: fold, commit, acknowledge, perform, again until nothing is left to do now.
 
-use super::{LOOK_AGAIN, check, completions::acknowledge_all, inbox::Arrived, jobs, perform, plan, report};
+use super::{
+    LOOK_AGAIN, budget,
+    completions::{PARK_AFTER, acknowledge_all},
+    inbox::Arrived,
+    jobs, perform, plan, report,
+};
 use crate::{
     apply::replace_status,
+    connections::BrokerKey,
     context::Context,
     error::{Error, Result},
     reporting::{event, key},
 };
 use k8s_openapi::jiff::Timestamp;
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
-    runtime::controller::Action,
-};
-use longshore_crds::{Workflow, WorkflowPhase, WorkflowStatus, finalizer};
+use kube::{Api, ResourceExt, runtime::controller::Action};
+use longshore_crds::{Workflow, WorkflowPhase, WorkflowStatus};
 use longshore_drivers::{Completion, Outcome as JobOutcome, Payload, StoredResult};
 use longshore_workflow::{Event, Failure, Outcome, Plan, ResultRef, State, Target};
-use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// More rounds of commit and perform than this in one look mean that something spins.
 const MAX_ROUNDS: usize = 8;
+/// How soon a workflow that is held up is looked at again, once people were told.
+const LOOK_LATER: Duration = Duration::from_secs(3);
+/// Before a timer, completions are read in short turns for this long.
+const HURRY: Duration = Duration::from_secs(6);
 
 /// Whether a workflow waits for something that isn't there.
 pub(super) fn is_waiting(workflow: &Workflow) -> bool {
@@ -39,37 +48,72 @@ pub(super) struct Run<'a> {
     pub(super) state: State,
 }
 
+/// What became of events.
+enum Folded {
+    /// They are in the committed status, or change nothing in it.
+    Held,
+    /// Somebody else changed the object: everything begins anew.
+    Outdated,
+    /// The status may not be written yet.
+    Later(Duration),
+}
+
 /// Looks at a workflow.
 pub(super) async fn reconcile(seen: Arc<Workflow>, context: &Arc<Context>) -> Result<Action> {
     let uid = seen.uid().ok_or(Error::Incomplete("uid"))?;
     let namespace = seen.namespace().ok_or(Error::Incomplete("namespace"))?;
-    let object = context.memory.newest(&uid, seen);
-    let status = object.status.clone().unwrap_or_default();
-    let state = match report::decode(&status) {
-        Ok(state) => state,
-        Err(problem) => return report::unsupported(context, &object, problem).await,
+    let Some(object) = newest(context, &uid, &namespace, seen.clone()).await? else {
+        return Ok(Action::await_change());
     };
+    let status = object.status.clone().unwrap_or_default();
     let plan = plan::plan(&object.spec);
+    let decoded = report::decode(&status);
+    let state = decoded.clone().unwrap_or_default();
     let mut run = Run { context, namespace, name: object.name_any(), uid, plan, object, state };
-    if run.state.is_terminal() {
-        return run.after_the_end().await;
+    if let Err(problem) = decoded {
+        return run.stand_still("UnsupportedStatus", &problem).await;
     }
-    if run.spec_changed() {
-        return run
-            .stall(
-                "SpecChanged",
-                "the spec is not what the workflow was started with; put it back or make another one",
-            )
-            .await;
+    if run.state.is_terminal() {
+        return run.after_the_end(Some(&seen)).await;
+    }
+    let deleting = run.object.metadata.deletion_timestamp.is_some();
+    if run.spec_changed() && !deleting {
+        let message = "the spec is not what the workflow was started with; put it back or make another one";
+        return run.stand_still("SpecChanged", message).await;
     }
     if let Some(action) = run.not_ready_to_start().await? {
         return Ok(action);
     }
-    let outcome = run.advance().await;
-    if outcome.is_ok() {
-        context.backoff.succeeded(&key(run.object.as_ref()));
+    match run.advance().await {
+        Ok(action) => {
+            context.backoff.succeeded(&key(run.object.as_ref()));
+            Ok(action)
+        }
+        Err(error) if deleting => run.let_go(error).await,
+        Err(error) => Err(error),
     }
-    outcome
+}
+
+/// The newest object there is. One that is known to be old is asked for anew; `None` when it is gone.
+async fn newest(
+    context: &Context,
+    uid: &str,
+    namespace: &str,
+    seen: Arc<Workflow>,
+) -> Result<Option<Arc<Workflow>>> {
+    let name = seen.name_any();
+    if let Some(newest) = context.memory.newest(uid, seen) {
+        return Ok(Some(newest));
+    }
+    let api: Api<Workflow> = Api::namespaced(context.client.clone(), namespace);
+    let found = api.get_opt(&name).await.map_err(Error::api(format!("get Workflow {name:?}")))?;
+    let Some(found) = found.filter(|found| found.uid().as_deref() == Some(uid)) else {
+        context.memory.forget(uid);
+        return Ok(None);
+    };
+    let found = Arc::new(found);
+    context.memory.committed(uid, found.clone());
+    Ok(Some(found))
 }
 
 impl Run<'_> {
@@ -83,27 +127,31 @@ impl Run<'_> {
         for _ in 0..MAX_ROUNDS {
             let arrived = self.context.inbox.take(&self.uid);
             let now = self.context.now();
-            let mut events: Vec<_> = arrived.iter().filter_map(settled).collect();
+            let mut events: Vec<_> = arrived.iter().filter_map(settled).map(|(_, event)| event).collect();
             events.append(&mut fresh);
-            events.push(Event::TimerFired);
-            if !self.fold_and_commit(events, &arrived, now).await? {
-                return Ok(Action::requeue(Duration::from_millis(20)));
+            if self.timers_count(now) {
+                events.push(Event::TimerFired);
             }
-            self.acknowledge(arrived);
+            match self.fold_and_commit(events, arrived, now).await? {
+                Folded::Held => {}
+                Folded::Outdated => return Ok(Action::requeue(Duration::from_millis(20))),
+                Folded::Later(wait) => return Ok(Action::requeue(wait)),
+            }
             if self.state.is_terminal() {
-                return self.after_the_end().await;
+                return self.end().await;
             }
             let performed = perform::perform(self, now).await?;
-            let nothing_new = performed.events.is_empty();
+            let blocked = performed.blocked.is_some();
+            self.context.memory.hold_up(&self.uid, performed.blocked.as_deref(), Instant::now());
             fresh = performed.events;
-            if nothing_new {
-                return Ok(self.next_look(performed.blocked, now));
+            if fresh.is_empty() && !performed.unfinished {
+                return Ok(self.next_look(blocked, now));
             }
             if perform::only_bookkeeping(&fresh) {
                 // Not worth a write of its own: it rides on the next one, and repeating it does no harm.
                 self.remember(std::mem::take(&mut fresh), now);
-                if performed.blocked || self.state.effects_owed(&self.plan, millis(now)).is_empty() {
-                    return Ok(self.next_look(performed.blocked, now));
+                if blocked || self.state.effects_owed(&self.plan, millis(now)).is_empty() {
+                    return Ok(self.next_look(blocked, now));
                 }
             }
         }
@@ -132,32 +180,72 @@ impl Run<'_> {
         events
     }
 
-    /// Whether the commit held. When it didn't, everything is as before and what was taken is put back.
+    /// The brokers that the workflow's jobs are on.
+    fn brokers(&self) -> BTreeSet<BrokerKey> {
+        let queues = jobs::queues(&self.object.spec);
+        let known = queues.iter().filter_map(|name| self.context.lookup.queue(&self.namespace, name));
+        known.map(|queue| (self.namespace.clone(), queue.spec.broker_ref.name.clone())).collect()
+    }
+
+    /// A broker whose completions were not read to their end since this process leads.
+    pub(super) fn behind(&self) -> Option<String> {
+        let mut brokers = self.brokers().into_iter();
+        brokers.find(|broker| self.context.inbox.read_to_end(broker).is_none()).map(|(_, name)| name)
+    }
+
+    /// Whether timers may be applied: whatever was settled before one was due has to be heard first, or an outage turns
+    /// work that was done in time into a missed deadline. Deletion waits for no broker.
+    fn timers_count(&self, now: Timestamp) -> bool {
+        let due = self.state.next_timer(&self.plan).filter(|due| *due <= millis(now));
+        let Some(due) = due.filter(|_| self.object.metadata.deletion_timestamp.is_none()) else {
+            return true;
+        };
+        let due = Instant::now().checked_sub(Duration::from_millis(millis(now) - due));
+        let heard = |broker: &BrokerKey| {
+            let read = self.context.inbox.read_to_end(broker);
+            read.is_some_and(|read| due.is_none_or(|due| read >= due))
+        };
+        self.brokers().iter().all(heard)
+    }
+
+    /// When the commit did not hold, everything is as before and what was taken is put back.
     async fn fold_and_commit(
         &mut self,
         events: Vec<Event>,
-        arrived: &[Arrived],
+        arrived: Vec<Arrived>,
         now: Timestamp,
-    ) -> Result<bool> {
+    ) -> Result<Folded> {
         // What was done but not written yet is known anyway; it deserves no write of its own.
-        let known = self.fold(self.state.clone(), self.context.memory.unwritten(&self.uid), now);
-        let next = self.fold(known.clone(), events, now);
-        if next != known || self.object.status.as_ref().is_none_or(|status| status.checkpoint.is_none()) {
-            let committed = self.commit(&next, now).await;
-            if !matches!(committed, Ok(true)) {
+        let known = self.fold(self.state.clone(), self.context.memory.unwritten(&self.uid));
+        let done: Vec<_> = events
+            .iter()
+            .filter(|event| perform::only_bookkeeping(std::slice::from_ref(event)))
+            .cloned()
+            .collect();
+        let next = self.fold(known.clone(), events.into_iter().map(|event| (millis(now), event)).collect());
+        let status = report::status(&self.object, &self.plan, &next, self.held_up(), now);
+        if next != known || report::tells_more(self.object.status.as_ref(), &status) {
+            let written = self.write(status).await;
+            if !matches!(written, Ok(Folded::Held)) {
                 self.context.inbox.put_back(arrived);
-                return committed;
+                // It was performed, whatever became of the write.
+                self.keep(done, now);
+                return written;
             }
             self.context.memory.set_unwritten(&self.uid, Vec::new());
         }
         self.state = next;
-        self.context.metrics.completion_applied(arrived.len() as u64);
-        Ok(true)
+        self.acknowledge(arrived);
+        Ok(Folded::Held)
     }
 
-    fn fold(&self, state: State, events: Vec<Event>, now: Timestamp) -> State {
-        events.into_iter().fold(state, |state, event| {
-            match state.clone().apply(&self.plan, event, millis(now)) {
+    fn held_up(&self) -> Option<String> {
+        self.context.memory.held_up(&self.uid, Instant::now()).map(|(_, why)| why)
+    }
+
+    fn fold(&self, state: State, events: Vec<(u64, Event)>) -> State {
+        events.into_iter().fold(state, |state, (at, event)| {
+            match state.clone().apply(&self.plan, event, at) {
                 Ok((next, _)) => next,
                 Err(error) => {
                     tracing::warn!(workflow = %key(self.object.as_ref()), %error, "event was not understood");
@@ -167,33 +255,46 @@ impl Run<'_> {
         })
     }
 
-    /// Writes the status with the version that was seen. `false` when somebody else wrote meanwhile.
-    async fn commit(&mut self, next: &State, now: Timestamp) -> Result<bool> {
-        let status = report::status(&self.object, &self.plan, next, now);
+    /// Writes the status with the version that was seen, if it is time to.
+    async fn write(&mut self, status: WorkflowStatus) -> Result<Folded> {
         let before = self.object.status.clone().unwrap_or_default();
+        let transition = report::is_transition(&before, &status);
+        let at = Instant::now();
+        let wait = budget::wait(self.context.memory.written(&self.uid), transition, at)
+            .or_else(|| self.context.bucket.take(transition, at));
+        if let Some(wait) = wait {
+            return Ok(Folded::Later(wait));
+        }
+        let bytes = serde_json::to_vec(&status).map_or(0, |text| text.len());
         let mut object = self.object.as_ref().clone();
         object.status = Some(status);
-        match replace_status(&self.context.client, &object).await {
-            Ok(Some(stored)) => {
-                self.object = Arc::new(stored);
-                self.context.memory.committed(&self.uid, self.object.clone());
-                self.announce(&before);
-                Ok(true)
-            }
-            Ok(None) => {
-                self.context.memory.outdated(&self.uid);
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        let Some(stored) = replace_status(&self.context.client, &object).await? else {
+            self.context.memory.outdated(&self.uid, &self.object);
+            return Ok(Folded::Outdated);
+        };
+        self.object = Arc::new(stored);
+        self.context.memory.committed(&self.uid, self.object.clone());
+        self.context.memory.set_written(&self.uid, at, bytes);
+        self.announce(&before);
+        Ok(Folded::Held)
     }
 
-    /// After the commit that contains them; the next step needn't wait for it.
+    /// After the commit that contains them; the next step needn't wait for it. What the state doesn't contain stays with
+    /// the broker, and is put aside when it comes again and again.
     fn acknowledge(&self, arrived: Vec<Arrived>) {
-        if !arrived.is_empty() {
-            let context = self.context.clone();
-            self.context.background.spawn(async move { acknowledge_all(&context, &arrived).await });
+        if arrived.is_empty() {
+            return;
         }
+        let heard = |arrived: &Arrived| {
+            settled(arrived).is_none_or(|((round, target), _)| self.state.has_heard(&target, round))
+        };
+        let (heard, unheard): (Vec<_>, Vec<_>) = arrived.into_iter().partition(heard);
+        self.context.metrics.completion_applied(heard.len() as u64);
+        let context = self.context.clone();
+        self.context.background.spawn(async move {
+            acknowledge_all(&context, &heard).await;
+            put_aside(&context, unheard).await;
+        });
     }
 
     /// Tells people what changed; the next step needn't wait for it.
@@ -211,164 +312,66 @@ impl Run<'_> {
         });
     }
 
-    /// Keeps events for the next write.
+    /// Folds events that are kept for the next write.
     fn remember(&mut self, events: Vec<Event>, now: Timestamp) {
-        self.state = self.fold(self.state.clone(), events.clone(), now);
+        let dated = events.iter().map(|event| (millis(now), event.clone())).collect();
+        self.state = self.fold(self.state.clone(), dated);
+        self.keep(events, now);
+    }
+
+    /// Keeps events for the next write, with the time at which they happened: a silence is over then, not later.
+    fn keep(&self, events: Vec<Event>, now: Timestamp) {
         let mut all = self.context.memory.unwritten(&self.uid);
-        all.extend(events);
+        all.extend(events.into_iter().map(|event| (millis(now), event)));
         self.context.memory.set_unwritten(&self.uid, all);
     }
 
     fn next_look(&self, blocked: bool, now: Timestamp) -> Action {
         if blocked {
-            return Action::requeue(LOOK_AGAIN);
+            return Action::requeue(if self.held_up().is_some() { LOOK_LATER } else { LOOK_AGAIN });
         }
-        let timer = self.state.next_timer(&self.plan).map(|at| at.saturating_sub(millis(now)));
-        timer.map_or_else(Action::await_change, |wait| {
-            Action::requeue(Duration::from_millis(wait.clamp(10, 3_600_000)))
-        })
+        if self.object.status.as_ref().is_some_and(report::tells_of_a_hold_up) {
+            // It goes on: people were told that it doesn't.
+            return Action::requeue(Duration::from_millis(10));
+        }
+        let Some(timer) = self.state.next_timer(&self.plan) else {
+            return Action::await_change();
+        };
+        let left = Duration::from_millis(timer.saturating_sub(millis(now)));
+        if let Some(wait) = left.checked_sub(HURRY).filter(|wait| !wait.is_zero()) {
+            return Action::requeue(wait.min(Duration::from_secs(3600)));
+        }
+        let until = Instant::now() + left + HURRY;
+        self.brokers().iter().for_each(|broker| self.context.inbox.hurry(broker, until));
+        Action::requeue(left.max(Duration::from_millis(50)))
     }
 
     fn spec_changed(&self) -> bool {
         let recorded = self.object.status.as_ref().and_then(|status| status.spec_hash.as_ref());
         recorded.is_some_and(|recorded| *recorded != plan::spec_hash(&self.object.spec))
     }
+}
 
-    async fn stall(&self, reason: &str, message: &str) -> Result<Action> {
-        let status = report::stalled(&self.object, reason, message, self.context.now());
-        self.stop(status, reason, message).await
-    }
-
-    /// Reports that it stands still until somebody changes it.
-    async fn stop(&self, status: WorkflowStatus, reason: &str, message: &str) -> Result<Action> {
-        if self.object.status.as_ref() != Some(&status) {
-            let mut object = self.object.as_ref().clone();
-            object.status = Some(status);
-            replace_status(&self.context.client, &object).await?;
-            event(self.context, self.object.as_ref(), true, reason, "Stop", message).await;
-        }
-        Ok(Action::await_change())
-    }
-
-    /// Before the start: the queues have to be there, and the finalizer has to stand before the first job is out.
-    async fn not_ready_to_start(&mut self) -> Result<Option<Action>> {
-        if self.state.is_started() {
-            return Ok(None);
-        }
-        if self.object.metadata.deletion_timestamp.is_some() {
-            self.set_finalizer(false).await?;
-            return Ok(Some(Action::await_change()));
-        }
-        if self.object.spec.suspend {
-            return self
-                .wait("Suspended", "it starts when suspend is set to false".to_owned())
-                .await
-                .map(Some);
-        }
-        if let Some(problem) = check::problem(&self.object.spec) {
-            let message = format!("{}: {}", problem.field, problem.message);
-            let status = report::invalid(&self.object, "InvalidExpression", &message, self.context.now());
-            return self.stop(status, "InvalidExpression", &message).await.map(Some);
-        }
-        if let Some(missing) = self.missing_queue() {
-            return self.wait("WaitingForQueue", missing).await.map(Some);
-        }
-        self.set_finalizer(true).await?;
-        Ok(None)
-    }
-
-    fn missing_queue(&self) -> Option<String> {
-        jobs::queues(&self.object.spec).into_iter().find_map(|name| {
-            let queue = self.context.lookup.queue(&self.namespace, name);
-            match queue {
-                None => Some(format!("there is no Queue {name:?} in this namespace")),
-                Some(queue) if queue.status.as_ref().is_none_or(|status| status.backend_id.is_none()) => {
-                    Some(format!("Queue {name:?} is not ready yet"))
-                }
-                Some(_) => None,
-            }
-        })
-    }
-
-    async fn wait(&mut self, reason: &str, message: String) -> Result<Action> {
-        let status = report::waiting(&self.object, reason, &message, self.context.now());
-        if self.object.status.as_ref() != Some(&status) {
-            let mut object = self.object.as_ref().clone();
-            object.status = Some(status);
-            if let Some(stored) = replace_status(&self.context.client, &object).await? {
-                self.context.memory.committed(&self.uid, Arc::new(stored));
-            }
-        }
-        Ok(Action::requeue(Duration::from_secs(5)))
-    }
-
-    /// Nothing is out any more: late completions are acknowledged, the finalizer goes, the object too when its time came.
-    async fn after_the_end(&mut self) -> Result<Action> {
-        let late = self.context.inbox.take(&self.uid);
-        acknowledge_all(self.context, &late).await;
-        self.set_finalizer(false).await?;
-        if self.object.metadata.deletion_timestamp.is_some() {
-            self.context.memory.forget(&self.uid);
-            return Ok(Action::await_change());
-        }
-        let Some(expiry) = report::expiry(&self.object) else {
-            return Ok(Action::await_change());
-        };
-        let left = expiry.duration_since(self.context.now());
-        if left.is_positive() {
-            return Ok(Action::requeue(
-                Duration::try_from(left).unwrap_or_default() + Duration::from_millis(10),
-            ));
-        }
-        self.delete().await
-    }
-
-    async fn delete(&self) -> Result<Action> {
-        let api: Api<Workflow> = Api::namespaced(self.context.client.clone(), &self.namespace);
-        let preconditions = Preconditions { uid: Some(self.uid.clone()), resource_version: None };
-        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        match api.delete(&self.name, &parameters).await {
-            Ok(_) => Ok(Action::await_change()),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
-                Ok(Action::await_change())
-            }
-            Err(error) => Err(Error::api("delete the finished workflow")(error)),
-        }
-    }
-
-    /// The finalizer stands exactly while jobs may be out.
-    async fn set_finalizer(&mut self, wanted: bool) -> Result<()> {
-        let mut finalizers = self.object.finalizers().to_vec();
-        if finalizers.iter().any(|name| name == finalizer::WORKFLOW_JOBS) == wanted {
-            return Ok(());
-        }
-        finalizers.retain(|name| name != finalizer::WORKFLOW_JOBS);
-        if wanted {
-            finalizers.push(finalizer::WORKFLOW_JOBS.to_owned());
-        }
-        let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": self.object.resource_version() } });
-        let api: Api<Workflow> = Api::namespaced(self.context.client.clone(), &self.namespace);
-        match api.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-            Ok(stored) => {
-                self.object = Arc::new(stored);
-                self.context.memory.committed(&self.uid, self.object.clone());
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            Err(error) => {
-                self.context.memory.outdated(&self.uid);
-                Err(Error::api("write the finalizers of the workflow")(error))
-            }
-        }
+/// Leaves completions that no state contains with their broker; those that came again and again are acknowledged, so that
+/// the stream goes on. What they say is kept with the job's record, which the workflow asks for after a silence.
+pub(super) async fn put_aside(context: &Context, unheard: Vec<Arrived>) {
+    let often: Vec<_> =
+        unheard.into_iter().filter(|arrived| arrived.completion.delivery >= PARK_AFTER).collect();
+    if let Some(first) = often.first() {
+        let (count, workflow, job) = (often.len(), &first.origin.name, &first.completion.job);
+        tracing::warn!(count, workflow, %job, "completions that the workflow can't take are put aside");
+        context.metrics.completions_parked(often.len() as u64);
+        acknowledge_all(context, &often).await;
     }
 }
 
-/// What the machine hears of a completion. One whose place can't be read is for nobody.
-fn settled(arrived: &Arrived) -> Option<Event> {
+/// What the machine hears of a completion, and its round and place. One whose place can't be read is for nobody.
+fn settled(arrived: &Arrived) -> Option<((u32, Target), Event)> {
     let (round, target) = Target::decode(&arrived.origin.place)?;
     let Completion { outcome, settled_at, .. } = &arrived.completion;
     let settled_at = u64::try_from(settled_at.as_millis()).unwrap_or(0);
-    Some(Event::Settled { target, round, outcome: machine_outcome(outcome), settled_at })
+    let event = Event::Settled { target, round, outcome: machine_outcome(outcome), settled_at };
+    Some(((round, target), event))
 }
 
 /// A job's end in the words of the machine.

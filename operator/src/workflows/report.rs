@@ -1,12 +1,11 @@
-//! The status of a Workflow, from the machine's state. Pure, but for one report of a state that can't be read.
+//! The status of a Workflow, from the machine's state. Pure.
 
 use super::plan::spec_hash;
-use crate::{apply::replace_status, context::Context, error::Result};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{ResourceExt, runtime::controller::Action};
+use kube::ResourceExt;
 use longshore_crds::{
     Checkpoint, Reason, StepPhase, StepStatus, Workflow, WorkflowPhase, WorkflowStatus, condition,
     set_condition,
@@ -21,19 +20,14 @@ pub(super) fn decode(status: &WorkflowStatus) -> std::result::Result<State, Stri
     }
 }
 
-/// Says that the state can't be read, and touches nothing else.
-pub(super) async fn unsupported(context: &Context, workflow: &Workflow, problem: String) -> Result<Action> {
-    let status = stalled(workflow, "UnsupportedStatus", &problem, context.now());
-    if workflow.status.as_ref() != Some(&status) {
-        let mut object = workflow.clone();
-        object.status = Some(status);
-        replace_status(&context.client, &object).await?;
-    }
-    Ok(Action::await_change())
-}
-
-/// The status that `state` amounts to.
-pub(super) fn status(workflow: &Workflow, plan: &Plan, state: &State, now: Timestamp) -> WorkflowStatus {
+/// The status that `state` amounts to. `held_up` says what keeps it from going on, if anything has for long.
+pub(super) fn status(
+    workflow: &Workflow,
+    plan: &Plan,
+    state: &State,
+    held_up: Option<String>,
+    now: Timestamp,
+) -> WorkflowStatus {
     let old = workflow.status.clone().unwrap_or_default();
     let summary = state.summary(plan);
     let (version, data) = checkpoint::encode(state);
@@ -60,12 +54,46 @@ pub(super) fn status(workflow: &Workflow, plan: &Plan, state: &State, now: Times
     };
     set_condition(&mut status.conditions, condition::SUCCEEDED, succeeded, generation, now);
     set_condition(&mut status.conditions, condition::RECONCILING, Reason::no("Started", ""), generation, now);
-    let stalled = match phase {
-        WorkflowPhase::Failed => Reason::yes("Failed", message),
+    let stalled = match (phase, held_up) {
+        (WorkflowPhase::Failed, _) => Reason::yes("Failed", message),
+        (_, Some(why)) if !state.is_terminal() => Reason::unknown(HELD_UP, why),
         _ => Reason::no("Advancing", ""),
     };
     set_condition(&mut status.conditions, condition::STALLED, stalled, generation, now);
     status
+}
+
+/// The reason of Stalled while something keeps a workflow from going on that may come back by itself.
+const HELD_UP: &str = "HeldUp";
+
+/// Whether people were told that it is held up.
+pub(super) fn tells_of_a_hold_up(status: &WorkflowStatus) -> bool {
+    status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == condition::STALLED && condition.reason == HELD_UP)
+}
+
+/// Whether `next` tells people something that doesn't come from the machine's state: that is written although nothing
+/// happened.
+pub(super) fn tells_more(stored: Option<&WorkflowStatus>, next: &WorkflowStatus) -> bool {
+    stored.is_none_or(|stored| {
+        stored.checkpoint.is_none()
+            || stored.conditions != next.conditions
+            || stored.observed_generation != next.observed_generation
+    })
+}
+
+/// Whether more has changed than counters: what people wait for, and of which there is little.
+pub(super) fn is_transition(before: &WorkflowStatus, after: &WorkflowStatus) -> bool {
+    let rare = |status: &WorkflowStatus| {
+        let mut rare = WorkflowStatus { checkpoint: None, ..status.clone() };
+        for step in &mut rare.steps {
+            (step.succeeded, step.failed) = (0, 0);
+        }
+        rare
+    };
+    before.checkpoint.is_none() || rare(before) != rare(after)
 }
 
 fn phase(phase: MachinePhase, suspended: bool) -> WorkflowPhase {
@@ -155,34 +183,54 @@ pub(super) fn stalled(workflow: &Workflow, reason: &str, message: &str, now: Tim
 /// What changed that people want to hear of: warning, reason, note.
 pub(super) fn news(before: &WorkflowStatus, after: &WorkflowStatus) -> Vec<(bool, String, String)> {
     let mut news = Vec::new();
+    let started = before.started_at.is_none() && after.started_at.is_some();
+    if started {
+        news.push((false, "Started".to_owned(), format!("{} steps", after.steps.len())));
+    }
     for step in &after.steps {
         let was =
             before.steps.iter().find(|old| old.name == step.name).map(|old| old.phase).unwrap_or_default();
-        if was == step.phase {
-            continue;
-        }
-        let told = match step.phase {
-            StepPhase::Running => Some((false, "StepStarted", String::new())),
-            StepPhase::Succeeded => Some((false, "StepSucceeded", String::new())),
-            StepPhase::Failed => {
-                Some((true, "StepFailed", format!(": {}", step.message.clone().unwrap_or_default())))
-            }
-            StepPhase::Pending | StepPhase::Cancelled | StepPhase::Skipped => None,
-        };
-        if let Some((warning, reason, more)) = told {
+        if let Some((warning, reason, more)) = Some(step).filter(|step| was != step.phase).and_then(step_news)
+        {
             news.push((warning, reason.to_owned(), format!("step {}{more}", step.name)));
         }
     }
-    let over = [WorkflowPhase::Succeeded, WorkflowPhase::Failed, WorkflowPhase::Cancelled];
-    if before.phase != after.phase && over.contains(&after.phase) {
-        let note = after
-            .message
-            .clone()
-            .filter(|message| !message.is_empty())
-            .unwrap_or_else(|| format!("steps {}", after.progress));
-        news.push((after.phase == WorkflowPhase::Failed, format!("{:?}", after.phase), note));
+    if before.phase != after.phase
+        && let Some((warning, reason)) = phase_news(before.phase, after.phase)
+    {
+        let note = after.message.clone().filter(|message| !message.is_empty());
+        let note = note.unwrap_or_else(|| format!("steps {}", after.progress));
+        news.push((warning, reason.to_owned(), note));
+    }
+    if !tells_of_a_hold_up(before) && tells_of_a_hold_up(after) {
+        let why = after.conditions.iter().find(|condition| condition.type_ == condition::STALLED);
+        news.push((true, HELD_UP.to_owned(), why.map(|why| why.message.clone()).unwrap_or_default()));
     }
     news
+}
+
+fn step_news(step: &StepStatus) -> Option<(bool, &'static str, String)> {
+    match step.phase {
+        StepPhase::Running => Some((false, "StepStarted", String::new())),
+        StepPhase::Succeeded => Some((false, "StepSucceeded", String::new())),
+        StepPhase::Failed => {
+            Some((true, "StepFailed", format!(": {}", step.message.clone().unwrap_or_default())))
+        }
+        StepPhase::Cancelled => Some((false, "StepCancelled", String::new())),
+        StepPhase::Pending | StepPhase::Skipped => None,
+    }
+}
+
+fn phase_news(before: WorkflowPhase, after: WorkflowPhase) -> Option<(bool, &'static str)> {
+    match after {
+        WorkflowPhase::Suspended => Some((false, "Suspended")),
+        WorkflowPhase::Running if before == WorkflowPhase::Suspended => Some((false, "Resumed")),
+        WorkflowPhase::Finishing => Some((false, "Finishing")),
+        WorkflowPhase::Succeeded => Some((false, "Succeeded")),
+        WorkflowPhase::Failed => Some((true, "Failed")),
+        WorkflowPhase::Cancelled => Some((false, "Cancelled")),
+        WorkflowPhase::Pending | WorkflowPhase::Running => None,
+    }
 }
 
 /// When a finished workflow is deleted, if ever. Objects that Argo CD or Flux track would be made again and run again.
@@ -193,9 +241,12 @@ pub(super) fn expiry(workflow: &Workflow) -> Option<Timestamp> {
         "kustomize.toolkit.fluxcd.io/name",
         "helm.toolkit.fluxcd.io/name",
     ];
-    let tracked = TRACKED
-        .iter()
-        .any(|name| workflow.labels().contains_key(*name) || workflow.annotations().contains_key(*name));
+    let labels = workflow.labels();
+    let mut tracked =
+        TRACKED.iter().any(|name| labels.contains_key(*name) || workflow.annotations().contains_key(*name));
+    // Argo CD's default before version 3; Helm sets it too, and makes nothing anew that is gone.
+    tracked |= labels.contains_key("app.kubernetes.io/instance")
+        && labels.get("app.kubernetes.io/managed-by").is_none_or(|manager| manager != "Helm");
     let ttl = workflow.spec.ttl_after_finished.as_ref().filter(|_| !tracked)?;
     let finished = workflow.status.as_ref()?.finished_at.as_ref()?.0;
     finished.checked_add(SignedDuration::try_from(ttl.get()).ok()?).ok()

@@ -18,6 +18,7 @@ mod machine;
 mod members;
 mod owed;
 mod plan;
+mod queries;
 mod results;
 mod state;
 mod summary;
