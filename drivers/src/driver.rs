@@ -2,7 +2,7 @@
 
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared,
-    Enqueued, Error, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Payload, Probe,
+    Enqueued, Error, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Owner, Payload, Probe,
     QueueName, QueueStats, ReadCompletions, Receipt, Result, Settle, Settlement, Wake,
 };
 use async_trait::async_trait;
@@ -33,8 +33,9 @@ pub trait Driver: Debug + Send + Sync + 'static {
     /// Makes `queue` or brings its settings up to date. `Conflict` when it belongs to somebody else.
     async fn declare(&self, queue: &QueueName, declaration: Declaration) -> Result<Declared>;
 
-    /// Removes `queue` and all that is in it; jobs that notify leave a `Purged` completion. Unknown queues are fine.
-    async fn delete_queue(&self, queue: &QueueName) -> Result<()>;
+    /// Removes the `queue` of `owner` and all that is in it; jobs that notify leave a `Purged` completion. Unknown
+    /// queues are fine. `Conflict` when it belongs to somebody else: then nothing is removed.
+    async fn delete_queue(&self, queue: &QueueName, owner: &Owner) -> Result<()>;
 
     /// Adds jobs. A known id adds nothing and answers `Duplicate`; with another payload it is a `Conflict`.
     /// A job that notifies is never refused with `Full`.
@@ -63,8 +64,13 @@ pub trait Driver: Debug + Send + Sync + 'static {
     /// Reads completions of `address`, oldest settle first, and leases them to this reader.
     async fn completions(&self, address: &Address, read: ReadCompletions) -> Result<CompletionPage>;
 
-    /// Forgets completions. The jobs behind them start to age. Unknown receipts are fine.
+    /// Forgets completions. The jobs behind them start to age once they are also unpinned. Unknown receipts are fine.
     async fn acknowledge(&self, address: &Address, receipts: Vec<CompletionReceipt>) -> Result<()>;
+
+    /// Whoever was to be told of these jobs needs nothing of them any more, neither their state nor their results: they
+    /// start to age once their completions are also acknowledged. Remembered for a job that is not over yet. Unknown
+    /// ids and queues are fine. Without it a job that notifies is kept for [`Limits::PIN`](crate::Limits::PIN).
+    async fn unpin(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<()>;
 
     /// Results by job id; `None` where there is none.
     async fn results(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Option<Payload>>>;

@@ -82,6 +82,11 @@ impl Error {
         Self::new(ErrorKind::NotFound, format!("queue {queue} was never declared on this broker"))
     }
 
+    /// The queue has another owner than the caller said.
+    pub fn owned_by_another(queue: &crate::QueueName) -> Self {
+        Self::new(ErrorKind::Conflict, format!("queue {queue} belongs to another owner on this broker"))
+    }
+
     /// The broker is closing or gone.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, message)

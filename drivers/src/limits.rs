@@ -27,6 +27,9 @@ impl Limits {
     pub const BATCH: usize = 1000;
     /// The furthest a job can be delayed.
     pub const MAX_DELAY: std::time::Duration = std::time::Duration::from_secs(366 * 24 * 3600);
+    /// How long after its end a job that notifies is kept for somebody who neither acknowledges nor unpins it: an
+    /// installation that is gone must not fill the disk.
+    pub const PIN: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
     /// Results up to this size travel inside the completion.
     pub const INLINE_RESULT: usize = 1024;
 }

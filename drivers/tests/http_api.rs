@@ -20,7 +20,7 @@ mod stub;
 mod wake;
 
 use longshore_drivers::{
-    DynDriver, QueueName,
+    DynDriver, Owner, QueueName,
     http::{
         client::{HttpConfig, HttpDriver, TokenSource},
         server::{ApiLimits, ServeLimits, Tokens, broker_router, serve},
@@ -84,6 +84,11 @@ impl Server {
 
 fn config(address: SocketAddr) -> HttpConfig {
     HttpConfig::new(&format!("http://{address}"), TokenSource::fixed(TOKEN)).unwrap()
+}
+
+/// Whose queues the stub's are.
+fn owner() -> Owner {
+    Owner { installation: "test".to_owned(), uid: "u".to_owned() }
 }
 
 fn queue() -> QueueName {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Driver,
     DynDriver, Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob,
-    Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
+    Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
     http::server::Directory,
 };
 use std::{fmt, sync::Arc, time::Duration};
@@ -281,7 +281,7 @@ impl Driver for Ruled {
         Err(not_here())
     }
 
-    async fn delete_queue(&self, _: &QueueName) -> Result<()> {
+    async fn delete_queue(&self, _: &QueueName, _: &Owner) -> Result<()> {
         Err(not_here())
     }
 
@@ -294,6 +294,10 @@ impl Driver for Ruled {
     }
 
     async fn acknowledge(&self, _: &Address, _: Vec<CompletionReceipt>) -> Result<()> {
+        Err(not_here())
+    }
+
+    async fn unpin(&self, _: &QueueName, _: Vec<JobId>) -> Result<()> {
         Err(not_here())
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Address, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Enqueued, Error,
-    ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Payload, QueueName,
+    ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Owner, Payload, QueueName,
     QueueStats, ReadCompletions, Receipt, Result, Settlement,
 };
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ pub(super) struct NewRow {
 pub(super) enum Operation {
     Probe,
     Declare(QueueName, Declaration),
-    DeleteQueue(QueueName),
+    DeleteQueue(QueueName, Owner),
     /// Refused jobs stand among the others, so that answers keep the order of the request.
     Enqueue(QueueName, Vec<Result<NewRow>>),
     Claim(QueueName, Claim, Instant),
@@ -40,6 +40,7 @@ pub(super) enum Operation {
     Stats(QueueName),
     Completions(Address, ReadCompletions, Instant),
     Acknowledge(Address, Vec<CompletionReceipt>),
+    Unpin(QueueName, Vec<JobId>),
     Results(QueueName, Vec<JobId>),
     Inspect(QueueName, JobId),
     List(QueueName, ListJobs),
@@ -71,7 +72,9 @@ impl Operation {
             Self::Extend(_, receipts, _) => receipts.len(),
             Self::Settle(_, settlements) => settlements.len(),
             Self::Acknowledge(_, receipts) => receipts.len(),
-            Self::Results(_, ids) | Self::Cancel(_, ids) | Self::Redrive(_, ids) => ids.len(),
+            Self::Results(_, ids) | Self::Cancel(_, ids) | Self::Redrive(_, ids) | Self::Unpin(_, ids) => {
+                ids.len()
+            }
             Self::List(_, list) => list.limit as usize,
             Self::Purge(_, _, limit) => *limit as usize,
             _ => 1,

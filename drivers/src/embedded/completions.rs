@@ -4,13 +4,14 @@ use super::{
     command::Answer,
     state::PINNED,
     storage::{self, Sql, column},
-    transition::Tx,
+    transition::{Job, Tx},
 };
 use crate::{
-    Address, Completion, CompletionPage, CompletionReceipt, JobId, Limits, Outcome, ReadCompletions, Result,
-    Timestamp,
+    Address, Completion, CompletionPage, CompletionReceipt, JobId, Limits, Outcome, QueueName,
+    ReadCompletions, Result, Timestamp,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::time::Duration;
 
 /// Marks a completion that can't be read. It is put aside until the broker is opened again, perhaps a newer one.
 const PARKED: i64 = i64::MAX;
@@ -97,24 +98,49 @@ impl Tx<'_> {
                 if leased_until != PARKED {
                     self.state.completion_removed(address);
                 }
-                self.unpin(seq)?;
+                self.let_go(seq)?;
             }
         }
         Ok(Ok(Answer::Done))
     }
 
-    /// Retention of a finished job begins with the acknowledgement of its last completion.
-    pub(super) fn unpin(&mut self, seq: i64) -> Sql<()> {
+    pub(super) fn unpin(&mut self, queue: &QueueName, ids: &[JobId]) -> Sql<Result<Answer>> {
+        let Some(queue) = self.state.find(queue) else {
+            return Ok(Ok(Answer::Done));
+        };
+        for id in ids {
+            let seq: Option<i64> = self
+                .db
+                .prepare_cached(
+                    "UPDATE jobs SET unpinned = 1 WHERE queue = ?1 AND id = ?2 AND notify = 1 RETURNING seq",
+                )?
+                .query_row(params![queue, id.as_str()], |row| row.get(0))
+                .optional()?;
+            if let Some(seq) = seq {
+                self.let_go(seq)?;
+            }
+        }
+        Ok(Ok(Answer::Done))
+    }
+
+    /// Retention of a finished job begins when its last completion is acknowledged and it is unpinned.
+    fn let_go(&mut self, seq: i64) -> Sql<()> {
         let Some(job) = self.job_by_seq(seq)? else {
             return Ok(());
         };
-        if !job.state.is_terminal() || job.at != PINNED || self.has_completion(seq)? {
+        if !job.state.is_terminal() || job.at < PINNED || !job.unpinned || self.has_completion(seq)? {
             return Ok(());
         }
+        self.age(&job)
+    }
+
+    /// Retention of a job that was pinned begins.
+    pub(super) fn age(&mut self, job: &Job) -> Sql<()> {
         self.db
             .prepare_cached("UPDATE jobs SET at = ?1 WHERE seq = ?2")?
-            .execute(params![self.now.as_millis(), seq])?;
-        let retention = self.known(job.queue).retention(job.state);
+            .execute(params![self.now.as_millis(), job.seq])?;
+        let retention =
+            self.state.queue(job.queue).map_or(Duration::ZERO, |queue| queue.retention(job.state));
         self.state.sweep_at(job.queue, self.now.after(retention).as_millis());
         Ok(())
     }

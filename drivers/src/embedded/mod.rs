@@ -31,7 +31,7 @@ pub use config::{Clock, Config, SystemClock};
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
     Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
-    Limits, ListJobs, NewJob, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
+    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
     Settlement, Wake, WakeStream, checks,
 };
 use async_trait::async_trait;
@@ -138,8 +138,8 @@ impl Driver for Embedded {
         expect_answer!(self.ask(Operation::Declare(queue.clone(), declaration)).await?, Declared)
     }
 
-    async fn delete_queue(&self, queue: &QueueName) -> Result<()> {
-        self.ask(Operation::DeleteQueue(queue.clone())).await.map(drop)
+    async fn delete_queue(&self, queue: &QueueName, owner: &Owner) -> Result<()> {
+        self.ask(Operation::DeleteQueue(queue.clone(), owner.clone())).await.map(drop)
     }
 
     async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
@@ -203,6 +203,14 @@ impl Driver for Embedded {
             return self.nothing::<()>().map(drop);
         }
         self.ask(Operation::Acknowledge(address.clone(), receipts)).await.map(drop)
+    }
+
+    async fn unpin(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<()> {
+        checks::batch(ids.len())?;
+        if ids.is_empty() {
+            return self.nothing::<()>().map(drop);
+        }
+        self.ask(Operation::Unpin(queue.clone(), ids)).await.map(drop)
     }
 
     async fn results(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Option<Payload>>> {

@@ -7,8 +7,8 @@ use super::{
     transition::{End, Job, Tx},
 };
 use crate::{
-    Declaration, Declared, Error, ErrorKind, JobId, JobState, Limits, Outcome, QueueName, QueueSettings,
-    Result,
+    Declaration, Declared, Error, ErrorKind, JobId, JobState, Limits, Outcome, Owner, QueueName,
+    QueueSettings, Result,
 };
 use rusqlite::{named_params, params};
 
@@ -22,10 +22,7 @@ impl Tx<'_> {
         let known = self.state.find(name);
         if let Some(id) = known {
             if self.known(id).owner != declaration.owner && !declaration.adopt {
-                return Ok(Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!("queue {name} belongs to another owner on this broker"),
-                )));
+                return Ok(Err(Error::owned_by_another(name)));
             }
             self.update_queue(id, declaration)?;
         } else {
@@ -85,13 +82,16 @@ impl Tx<'_> {
     }
 
     /// Takes a queue out of sight; its jobs go in [`Tx::dismantle`]. `None` when there is no such queue.
-    pub(super) fn condemn(&mut self, name: &QueueName) -> Sql<Option<QueueId>> {
+    pub(super) fn condemn(&mut self, name: &QueueName, owner: &Owner) -> Sql<Result<Option<QueueId>>> {
         let Some(id) = self.state.find(name) else {
-            return Ok(None);
+            return Ok(Ok(None));
         };
+        if self.known(id).owner != *owner {
+            return Ok(Err(Error::owned_by_another(name)));
+        }
         self.db.prepare_cached("UPDATE queues SET deleting = 1 WHERE id = ?1")?.execute([id])?;
         self.state.condemn(id);
-        Ok(Some(id))
+        Ok(Ok(Some(id)))
     }
 
     /// Removes up to `limit` jobs of a condemned queue, then the queue itself; whether nothing is left of it.
@@ -130,7 +130,7 @@ impl Tx<'_> {
             Err(error) => return Ok(Err(error)),
         };
         let limit = (limit as usize).min(Limits::BATCH);
-        // A job whose completion nobody has acknowledged is still owed to somebody.
+        // A job that is pinned is still owed to somebody.
         let jobs = self.earliest(queue, state, PINNED - 1, limit)?;
         for job in &jobs {
             self.remove(job)?;

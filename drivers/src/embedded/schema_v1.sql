@@ -20,7 +20,8 @@ CREATE TABLE queues (
 CREATE UNIQUE INDEX queues_by_name ON queues (name) WHERE deleting = 0;
 
 -- What changes while a job lives. `at` is what a job in its state waits for: its due time (waiting), the end of its
--- lease (active), the beginning of its retention (over); so that one index serves claims, timers, retention and lists.
+-- lease (active), the beginning of its retention (over), or its end moved far into the future (over, but somebody
+-- still needs it); so that one index serves claims, timers, retention and lists.
 CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL,
@@ -29,6 +30,7 @@ CREATE TABLE jobs (
     state INTEGER NOT NULL,
     at INTEGER NOT NULL,
     notify INTEGER NOT NULL,
+    unpinned INTEGER NOT NULL DEFAULT 0,
     payload_bytes INTEGER NOT NULL,
     enqueued_at INTEGER NOT NULL,
     due_at INTEGER NOT NULL,

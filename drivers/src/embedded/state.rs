@@ -15,8 +15,9 @@ use std::{
 
 pub(super) type QueueId = i64;
 
-/// A job whose retention has not begun, because somebody has not yet acknowledged its completion.
-pub(super) const PINNED: i64 = i64::MAX;
+/// Added to the end of a job whose retention has not begun, because its completion was not acknowledged or it was not
+/// unpinned: such jobs stand behind all others, and among themselves in the order of their ends.
+pub(super) const PINNED: i64 = 1 << 62;
 
 /// Retention is coarse, so that a steady stream of old jobs goes in few transactions.
 const SWEEP_GRAIN: i64 = 1000;

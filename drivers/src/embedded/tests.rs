@@ -8,8 +8,8 @@ use super::{
     transition::Tx,
 };
 use crate::{
-    Address, Claim, Declaration, Driver, DriverExt, ErrorKind, Failure, JobState, ListJobs, NewJob, Notify,
-    Outcome, Owner, Payload, QueueName, QueueSettings, ReadCompletions, Result, Settle, Timestamp,
+    Address, Claim, Declaration, Driver, DriverExt, ErrorKind, Failure, JobState, Limits, ListJobs, NewJob,
+    Notify, Outcome, Owner, Payload, QueueName, QueueSettings, ReadCompletions, Result, Settle, Timestamp,
 };
 use std::{
     sync::{
@@ -282,6 +282,30 @@ async fn pages_of_pinned_jobs_are_found_by_index() {
         }
     }
     assert_eq!(seen, 7);
+}
+
+#[tokio::test]
+async fn nobody_pins_a_job_for_ever() {
+    let hands = Arc::new(Hands(AtomicI64::new(1_000_000)));
+    let broker = Broker::start_with(|config| config.clock = hands.clone()).await;
+    let id = broker.driver.enqueue_one(&broker.queue, to("gone")).await.unwrap();
+    let claimed = broker.claim(1).await;
+    let succeed = Settle::Succeed { result: None };
+    broker.driver.settle_one(&broker.queue, &claimed[0].receipt, succeed).await.unwrap();
+    let pin = i64::try_from(Limits::PIN.as_millis()).unwrap();
+    hands.0.fetch_add(pin - 60_000, Ordering::Relaxed);
+    let known = || async { broker.driver.inspect(&broker.queue, id.id()).await.unwrap().is_some() };
+    broker.depths().await;
+    assert!(known().await);
+    // Retention, an hour, counts from the end of the pin.
+    hands.0.fetch_add(120_000, Ordering::Relaxed);
+    broker.depths().await;
+    assert!(known().await);
+    hands.0.fetch_add(2 * 3_600_000, Ordering::Relaxed);
+    let since = std::time::Instant::now();
+    while known().await {
+        assert!(since.elapsed() < Duration::from_secs(10), "the job is still there");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{
     storage::{Sql, code},
     transition::{End, Job, Tx},
 };
-use crate::{DeadReason, Failure, JobState};
+use crate::{DeadReason, Failure, JobState, Limits};
 use rusqlite::params;
 
 /// Jobs that one pass moves, of each kind.
@@ -116,13 +116,14 @@ impl Tx<'_> {
                 break;
             };
             let retention = i64::try_from(known.retention(state).as_millis()).unwrap_or(i64::MAX);
+            let forgotten = self.forget_pins(queue, state, budget)?;
             let jobs = self.earliest(queue, state, now.saturating_sub(retention), *budget)?;
             *budget -= jobs.len();
             for job in &jobs {
                 self.erase(job)?;
             }
             let nearest = self.nearest(queue, state)?.map(|at| at.saturating_add(retention));
-            next = next.into_iter().chain(nearest).min();
+            next = next.into_iter().chain(nearest).chain(forgotten).min();
         }
         if *budget == 0 {
             self.state.sweeps.set(&queue, Some(now));
@@ -133,6 +134,17 @@ impl Tx<'_> {
             self.state.sweep_at(queue, at);
         }
         Ok(())
+    }
+
+    /// Lets jobs age for which nobody has come in all that time; when the next pin is as old.
+    fn forget_pins(&mut self, queue: QueueId, state: JobState, budget: &mut usize) -> Sql<Option<i64>> {
+        let pin = i64::try_from(Limits::PIN.as_millis()).unwrap_or(i64::MAX);
+        let jobs = self.pinned(queue, state, self.now.as_millis().saturating_sub(pin), *budget)?;
+        *budget -= jobs.len();
+        for job in &jobs {
+            self.age(job)?;
+        }
+        Ok(self.first_pinned(queue, state)?.map(|end| end.saturating_add(pin)))
     }
 
     /// Gives pages back when more than a quarter of the file is empty.

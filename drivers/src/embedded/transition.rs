@@ -29,6 +29,8 @@ pub(super) struct Job {
     pub(super) state: JobState,
     pub(super) at: i64,
     pub(super) notify: bool,
+    /// Whoever is told of its end needs nothing more of it.
+    pub(super) unpinned: bool,
     pub(super) attempts: u32,
     pub(super) lost: u32,
     pub(super) cancel_requested: bool,
@@ -40,7 +42,7 @@ pub(super) struct Job {
 /// What [`Job::read`] reads.
 macro_rules! job_columns {
     () => {
-        "seq, queue, id, state, at, notify, attempts, lost, cancel_requested, token, claimed_at, worker"
+        "seq, queue, id, state, at, notify, attempts, lost, cancel_requested, token, claimed_at, worker, unpinned"
     };
 }
 pub(super) use job_columns;
@@ -61,6 +63,7 @@ impl Job {
             token: row.get(9)?,
             claimed_at: row.get(10)?,
             worker: row.get(11)?,
+            unpinned: row.get(12)?,
         })
     }
 }
@@ -149,7 +152,7 @@ impl Tx<'_> {
             )?
             .execute(named_params! {
                 ":state": code(end.state()),
-                ":at": if job.notify { PINNED } else { now },
+                ":at": if job.notify { PINNED.saturating_add(now) } else { now },
                 ":attempts": attempts,
                 ":lost": lost,
                 ":now": now,
@@ -166,12 +169,9 @@ impl Tx<'_> {
                 .execute(params![job.seq, result.content_type, &result.bytes[..]])?;
         }
         self.state.moved(job.queue, Some(job.state), Some(end.state()));
-        if job.notify {
-            return self.announce(job, &end.outcome());
-        }
-        let retention = self.known(job.queue).retention(end.state());
-        self.state.sweep_at(job.queue, self.now.after(retention).as_millis());
-        Ok(())
+        let keep = if job.notify { Limits::PIN } else { self.known(job.queue).retention(end.state()) };
+        self.state.sweep_at(job.queue, self.now.after(keep).as_millis());
+        if job.notify { self.announce(job, &end.outcome()) } else { Ok(()) }
     }
 
     /// The job waits again: at once when `due` has come, else as `later`.
@@ -199,7 +199,7 @@ impl Tx<'_> {
         let (address, context) = whom.unwrap_or_default();
         let Ok(address) = Address::new(address.unwrap_or_default()) else {
             tracing::warn!(job = job.seq, "the address of a completion can't be read; nobody is told");
-            return self.unpin(job.seq);
+            return self.age(job);
         };
         let outcome = serde_json::to_string(outcome).expect("outcomes are plain data");
         let queue = self.known(job.queue).name.as_str().to_owned();
@@ -250,6 +250,30 @@ impl Tx<'_> {
             ))?
             .query_map(params![queue, code(state), until, column(limit)], Job::read)?
             .collect()
+    }
+
+    /// Up to `limit` jobs of `queue` that ended in `state` at `until` or earlier and are pinned.
+    pub(super) fn pinned(&self, queue: QueueId, state: JobState, until: i64, limit: usize) -> Sql<Vec<Job>> {
+        self.db
+            .prepare_cached(concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM jobs WHERE queue = ?1 AND state = ?2 AND at BETWEEN ?3 AND ?4 ORDER BY at, seq LIMIT ?5"
+            ))?
+            .query_map(
+                params![queue, code(state), PINNED, PINNED.saturating_add(until), column(limit)],
+                Job::read,
+            )?
+            .collect()
+    }
+
+    /// When the first pinned job of `queue` ended in `state`.
+    pub(super) fn first_pinned(&self, queue: QueueId, state: JobState) -> Sql<Option<i64>> {
+        let at: Option<i64> = self
+            .db
+            .prepare_cached("SELECT min(at) FROM jobs WHERE queue = ?1 AND state = ?2 AND at >= ?3")?
+            .query_row(params![queue, code(state), PINNED], |row| row.get(0))?;
+        Ok(at.map(|at| at - PINNED))
     }
 
     /// The nearest time of a job of `queue` in `state`.

@@ -313,9 +313,10 @@ fn execute(tx: &mut Tx<'_>, operation: &Operation, backend_id: &str) -> Sql<Step
     let answer = match operation {
         Operation::Probe => Ok(Answer::Done),
         Operation::Declare(queue, declaration) => tx.declare(queue, declaration, backend_id)?,
-        Operation::DeleteQueue(queue) => match tx.condemn(queue)? {
-            Some(id) => return Ok(Step::Removal(id)),
-            None => Ok(Answer::Done),
+        Operation::DeleteQueue(queue, owner) => match tx.condemn(queue, owner)? {
+            Ok(Some(id)) => return Ok(Step::Removal(id)),
+            Ok(None) => Ok(Answer::Done),
+            Err(error) => Err(error),
         },
         Operation::Enqueue(queue, rows) => tx.enqueue(queue, rows)?,
         Operation::Claim(queue, ..) => match tx.queue(queue) {
@@ -331,6 +332,7 @@ fn execute(tx: &mut Tx<'_>, operation: &Operation, backend_id: &str) -> Sql<Step
         Operation::Stats(queue) => tx.stats(queue)?,
         Operation::Completions(..) => return Ok(Step::Read),
         Operation::Acknowledge(address, receipts) => tx.acknowledge(address, receipts)?,
+        Operation::Unpin(queue, ids) => tx.unpin(queue, ids)?,
         Operation::Results(queue, ids) => tx.results(queue, ids)?,
         Operation::Inspect(queue, id) => tx.inspect(queue, id)?,
         Operation::List(queue, list) => tx.list(queue, list)?,

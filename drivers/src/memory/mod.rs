@@ -9,8 +9,8 @@ mod streams;
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
     Driver, Enqueued, Error, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease, Limits,
-    ListJobs, NewJob, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement,
-    Timestamp, Wake, WakeStream, checks,
+    ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
+    Settlement, Timestamp, Wake, WakeStream, checks,
 };
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
@@ -214,11 +214,8 @@ impl Driver for Memory {
         })
     }
 
-    async fn delete_queue(&self, queue: &QueueName) -> Result<()> {
-        self.shared.call(|model| {
-            model.delete_queue(queue);
-            Ok(())
-        })
+    async fn delete_queue(&self, queue: &QueueName, owner: &Owner) -> Result<()> {
+        self.shared.call(|model| model.delete_queue(queue, owner))
     }
 
     async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
@@ -284,9 +281,17 @@ impl Driver for Memory {
         self.shared.call(|model| {
             for receipt in receipts {
                 if let Some((queue, number)) = model.streams.acknowledge(address, &receipt) {
-                    model.unpin(&queue, number);
+                    model.release(&queue, number);
                 }
             }
+            Ok(())
+        })
+    }
+
+    async fn unpin(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<()> {
+        checks::batch(ids.len())?;
+        self.shared.call(|model| {
+            ids.iter().for_each(|id| model.unpin(queue, id));
             Ok(())
         })
     }

@@ -3,16 +3,16 @@
 use super::streams::Streams;
 use crate::{
     Claim, Claimed, DeadReason, Declaration, Enqueued, Error, ErrorKind, Extension, Failure, JobId,
-    JobRecord, JobState, Limits, NewJob, Outcome, Payload, QueueName, QueueStats, Receipt, Result, Settle,
-    StoredResult, Timestamp, Wake,
+    JobRecord, JobState, Limits, NewJob, Outcome, Owner, Payload, QueueName, QueueStats, Receipt, Result,
+    Settle, StoredResult, Timestamp, Wake,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
-/// The time of a finished job whose completion nobody has acknowledged.
-const PINNED: i64 = i64::MAX;
+/// Added to the end of a job whose completion was not acknowledged or that was not unpinned.
+const PINNED: i64 = 1 << 62;
 
 /// All that the broker knows.
 #[derive(Debug, Default)]
@@ -54,6 +54,8 @@ struct Job {
     lost: u32,
     deliveries: u32,
     cancel_requested: bool,
+    /// Whoever is told of its end needs nothing more of it.
+    unpinned: bool,
     token: u64,
     claimed_at: Timestamp,
     worker: String,
@@ -100,6 +102,17 @@ impl Queue {
         }
     }
 
+    /// Retention of a job that was pinned begins at `now`.
+    fn age(&mut self, number: u64, now: i64) {
+        if let Some(job) = self.jobs.get_mut(&number)
+            && job.at >= PINNED
+        {
+            let from = (job.state, job.at);
+            job.at = now;
+            self.place(number, Some(from), Some((from.0, now)));
+        }
+    }
+
     fn remove(&mut self, number: u64) -> Option<Job> {
         let job = self.jobs.remove(&number)?;
         self.ids.remove(&job.id);
@@ -140,6 +153,11 @@ impl Model {
             let over = self.known(name).earliest(state, now.saturating_sub(retention), usize::MAX);
             for number in over {
                 self.known(name).remove(number);
+            }
+            let pin = i64::try_from(Limits::PIN.as_millis()).unwrap_or(i64::MAX);
+            let forgotten = PINNED.saturating_add(now.saturating_sub(pin));
+            for number in self.known(name).earliest(state, forgotten, usize::MAX) {
+                self.known(name).age(number, now);
             }
         }
     }
@@ -195,10 +213,7 @@ impl Model {
     pub(super) fn declare(&mut self, name: &QueueName, declaration: Declaration) -> Result<bool> {
         if let Some(queue) = self.queues.get_mut(name) {
             if queue.declaration.owner != declaration.owner && !declaration.adopt {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!("queue {name} belongs to another owner on this broker"),
-                ));
+                return Err(Error::owned_by_another(name));
             }
             queue.declaration = declaration;
             return Ok(false);
@@ -215,13 +230,19 @@ impl Model {
         Ok(true)
     }
 
-    pub(super) fn delete_queue(&mut self, name: &QueueName) {
-        let numbers: Vec<_> =
-            self.queues.get(name).into_iter().flat_map(|queue| queue.jobs.keys().copied()).collect();
+    pub(super) fn delete_queue(&mut self, name: &QueueName, owner: &Owner) -> Result<()> {
+        let Some(queue) = self.queues.get(name) else {
+            return Ok(());
+        };
+        if queue.declaration.owner != *owner {
+            return Err(Error::owned_by_another(name));
+        }
+        let numbers: Vec<_> = queue.jobs.keys().copied().collect();
         for number in numbers {
             self.purge_one(name, number);
         }
         self.queues.remove(name);
+        Ok(())
     }
 
     fn purge_one(&mut self, name: &QueueName, number: u64) {
@@ -280,6 +301,7 @@ impl Model {
             lost: 0,
             deliveries: 0,
             cancel_requested: false,
+            unpinned: false,
             token: 0,
             claimed_at: now,
             worker: String::new(),
@@ -315,7 +337,8 @@ impl Model {
                     Outcome::Dead { .. } => JobState::Dead,
                     Outcome::Cancelled | Outcome::Purged => JobState::Cancelled,
                 };
-                job.at = if job.new.notify.is_some() { PINNED } else { now.as_millis() };
+                let pin = if job.new.notify.is_some() { PINNED } else { 0 };
+                job.at = now.as_millis().saturating_add(pin);
                 (job.finished_at, job.outcome, job.cancel_requested) = (Some(now), Some(outcome), false);
             }
         }
@@ -478,19 +501,29 @@ impl Model {
         self.go(name, number, next);
     }
 
-    /// Retention of a job begins when its last completion was acknowledged.
-    pub(super) fn unpin(&mut self, name: &QueueName, number: u64) {
-        let now = self.now.as_millis();
+    pub(super) fn unpin(&mut self, name: &QueueName, id: &JobId) {
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
-        if let Some(job) = queue.jobs.get_mut(&number)
-            && job.state.is_terminal()
-            && job.at == PINNED
+        let Some(number) = queue.ids.get(id).copied() else {
+            return;
+        };
+        if let Some(job) = queue.jobs.get_mut(&number) {
+            job.unpinned = true;
+        }
+        self.release(name, number);
+    }
+
+    /// Retention of a job begins when its last completion was acknowledged and it was unpinned.
+    pub(super) fn release(&mut self, name: &QueueName, number: u64) {
+        let now = self.now.as_millis();
+        if self.streams.waits(&(name.clone(), number)) {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(name)
+            && queue.jobs.get(&number).is_some_and(|job| job.unpinned && job.state.is_terminal())
         {
-            job.at = now;
-            let state = job.state;
-            queue.place(number, Some((state, PINNED)), Some((state, now)));
+            queue.age(number, now);
         }
     }
 

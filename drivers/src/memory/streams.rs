@@ -79,6 +79,11 @@ impl Streams {
         Some(job)
     }
 
+    /// Whether a completion of this job was not acknowledged yet.
+    pub(super) fn waits(&self, job: &JobKey) -> bool {
+        self.of_job.contains_key(job)
+    }
+
     /// When the first completion that is leased now can be read again.
     pub(super) fn next_lease_end(&self, now: Timestamp) -> Option<i64> {
         let kept = self.by_address.values().flat_map(BTreeMap::values);

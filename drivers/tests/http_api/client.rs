@@ -1,6 +1,6 @@
 //! The client against a server that behaves.
 
-use super::{Server, Setup, config, eventually, in_time, queue, stub::Stub};
+use super::{Server, Setup, config, eventually, in_time, owner, queue, stub::Stub};
 use futures::future::join_all;
 use longshore_drivers::{
     Claim, Declaration, Driver, DriverExt, Enqueued, ErrorKind, JobId, JobState, Limits, ListJobs, NewJob,
@@ -20,9 +20,8 @@ fn job(bytes: usize) -> NewJob {
 async fn every_call_arrives() {
     let server = Server::start().await;
     let (client, name, id) = (server.client(), "test.shop.new".parse().unwrap(), JobId::new("a").unwrap());
-    let owner = Owner { installation: "test".to_owned(), uid: "u".to_owned() };
     let declaration =
-        Declaration { owner, settings: longshore_drivers::QueueSettings::default(), adopt: false };
+        Declaration { owner: owner(), settings: longshore_drivers::QueueSettings::default(), adopt: false };
     assert!(client.declare(&name, declaration).await.unwrap().created);
     let enqueued = client.enqueue_one(&name, job(3).with_id(id.clone())).await.unwrap();
     assert_eq!(enqueued, Enqueued::Created { id: id.clone() });
@@ -49,7 +48,10 @@ async fn every_call_arrives() {
     let read = ReadCompletions { max: 1, wait: Duration::ZERO, lease: Duration::from_secs(1) };
     assert!(client.completions(&address, read).await.unwrap().caught_up);
     client.acknowledge(&address, Vec::new()).await.unwrap();
-    client.delete_queue(&name).await.unwrap();
+    client.unpin(&name, vec![JobId::new("a").unwrap()]).await.unwrap();
+    let other = Owner { uid: "a b&ü=1".to_owned(), ..owner() };
+    assert_eq!(client.delete_queue(&name, &other).await.unwrap_err().kind, ErrorKind::Conflict);
+    client.delete_queue(&name, &owner()).await.unwrap();
     assert_eq!(client.stats(&name).await.unwrap_err().kind, ErrorKind::NotFound);
 }
 

@@ -5,7 +5,7 @@ use futures::{StreamExt, stream};
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
     Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
-    Limits, ListJobs, NewJob, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
+    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
     Settlement, Timestamp, Wake, WakeStream,
 };
 use std::{
@@ -143,7 +143,10 @@ impl Driver for Stub {
         Ok(Declared { created, backend_id })
     }
 
-    async fn delete_queue(&self, queue: &QueueName) -> Result<()> {
+    async fn delete_queue(&self, queue: &QueueName, owner: &Owner) -> Result<()> {
+        if owner != &super::owner() {
+            return Err(Error::owned_by_another(queue));
+        }
         self.queues.lock().unwrap().remove(queue);
         Ok(())
     }
@@ -220,6 +223,10 @@ impl Driver for Stub {
     }
 
     async fn acknowledge(&self, _: &Address, _: Vec<CompletionReceipt>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn unpin(&self, _: &QueueName, _: Vec<JobId>) -> Result<()> {
         Ok(())
     }
 

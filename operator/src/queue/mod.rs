@@ -89,10 +89,7 @@ async fn observe(queue: &Queue, context: &Context, namespace: &str) -> Result<Ob
         return Ok(changed);
     }
     let declaration = Declaration {
-        owner: Owner {
-            installation: context.settings.installation.clone(),
-            uid: queue.uid().ok_or(Error::Incomplete("uid"))?,
-        },
+        owner: owner(queue, context)?,
         settings: settings(&queue.spec),
         adopt: queue.spec.adopt,
     };
@@ -106,6 +103,14 @@ async fn observe(queue: &Queue, context: &Context, namespace: &str) -> Result<Ob
     let stats = connection.driver.stats(&name).await.unwrap_or_else(|_| QueueStats::default());
     let max_payload = connection.driver.capabilities().limits.max_payload as u64;
     Ok(Observation::Seen { name, stats, backend_id: connection.backend_id, max_payload })
+}
+
+/// Whose data it is on the broker.
+fn owner(queue: &Queue, context: &Context) -> Result<Owner> {
+    Ok(Owner {
+        installation: context.settings.installation.clone(),
+        uid: queue.uid().ok_or(Error::Incomplete("uid"))?,
+    })
 }
 
 /// Data that is not what the queue was declared on is not touched, unless the spec says to adopt it.
@@ -169,14 +174,15 @@ async fn delete(queue: &Queue, context: &Context, namespace: &str) -> Result<Act
         return Ok(Action::await_change());
     }
     let name = physical_name(&context.settings.installation, namespace, &queue.name_any())?;
-    let outcome = delete_data(queue, context, namespace, &name).await;
+    let outcome = delete_data(queue, context, namespace, &name, &owner(queue, context)?).await;
     let asked = queue.metadata.deletion_timestamp.as_ref().map_or_else(|| context.now(), |time| time.0);
     let late = context.now().duration_since(asked)
         > k8s_openapi::jiff::SignedDuration::try_from(DELETE_DEADLINE).unwrap_or_default();
-    if let Err(why) = outcome {
-        if !late {
-            return Ok(Action::requeue(Duration::from_secs(1)));
-        }
+    if let Err(kept) = outcome {
+        let why = match kept {
+            Kept::ForNow(_) if !late => return Ok(Action::requeue(Duration::from_secs(1))),
+            Kept::ForNow(why) | Kept::ForGood(why) => why,
+        };
         event(
             context,
             queue,
@@ -193,17 +199,30 @@ async fn delete(queue: &Queue, context: &Context, namespace: &str) -> Result<Act
     Ok(Action::await_change())
 }
 
+/// Why a queue's data is still there.
+enum Kept {
+    /// The next try may succeed.
+    ForNow(String),
+    /// It is somebody else's.
+    ForGood(String),
+}
+
 async fn delete_data(
     queue: &Queue,
     context: &Context,
     namespace: &str,
     name: &QueueName,
-) -> std::result::Result<(), String> {
+    owner: &Owner,
+) -> std::result::Result<(), Kept> {
     let broker = &queue.spec.broker_ref.name;
     // A broker that is gone took the data with it.
     if context.lookup.broker(namespace, broker).is_none() {
         return Ok(());
     }
-    let connection = context.connections.get(namespace, broker).ok_or("its broker is not connected")?;
-    connection.driver.delete_queue(name).await.map_err(|error| error.message)
+    let connection = context.connections.get(namespace, broker);
+    let connection = connection.ok_or_else(|| Kept::ForNow("its broker is not connected".to_owned()))?;
+    connection.driver.delete_queue(name, owner).await.map_err(|error| match error.kind {
+        ErrorKind::Conflict => Kept::ForGood(error.message),
+        _ => Kept::ForNow(error.message),
+    })
 }

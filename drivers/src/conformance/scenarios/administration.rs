@@ -193,6 +193,25 @@ pub(super) async fn owner_mismatch_conflicts(fixture: Fixture) -> Verdict {
     Ok(())
 }
 
+pub(super) async fn deletion_by_another_owner_conflicts(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let id = subject.enqueue(job()).await?;
+    let others = [
+        Owner { uid: "two".into(), ..Subject::owner() },
+        Owner { installation: "another".into(), ..Subject::owner() },
+    ];
+    for other in others {
+        let deleted = subject.driver.delete_queue(&subject.queue, &other).await;
+        check!(is_kind(&deleted, ErrorKind::Conflict), "a deletion by {other:?}: {deleted:?}");
+    }
+    let claimed = subject.next().await?;
+    check_eq!(claimed.id, id, "the job of a queue that somebody else wanted to delete");
+    subject.driver.delete_queue(&subject.queue, &Subject::owner()).await?;
+    let stats = subject.driver.stats(&subject.queue).await;
+    check!(is_kind(&stats, ErrorKind::NotFound), "a deleted queue: {stats:?}");
+    Ok(())
+}
+
 pub(super) async fn stats_are_exact(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let minute = Duration::from_secs(60);

@@ -96,7 +96,7 @@ async fn removed(fixture: &Fixture, subject: &Subject) -> Verdict {
         told(fixture, subject, "purged", &id, Outcome::Purged).await?;
     }
     let id = expected(fixture, subject, "deleted").await?;
-    subject.driver.delete_queue(&subject.queue).await?;
+    subject.driver.delete_queue(&subject.queue, &Subject::owner()).await?;
     told(fixture, subject, "deleted", &id, Outcome::Purged).await
 }
 
@@ -134,6 +134,7 @@ pub(super) async fn completions_stay_until_acknowledged(fixture: Fixture) -> Ver
         let claimed = subject.next().await?;
         subject.succeed(&claimed).await?;
     }
+    subject.driver.unpin(&subject.queue, vec![kept.clone()]).await?;
     gone(&subject, &plain).await?;
     check_eq!(subject.state(&kept).await?, JobState::Succeeded, "the job whose completion waits");
     let read = ReadCompletions { max: 10, wait: Duration::ZERO, lease: Duration::from_millis(200) };
@@ -153,6 +154,42 @@ pub(super) async fn completions_stay_until_acknowledged(fixture: Fixture) -> Ver
     subject.driver.acknowledge(&address, vec![again.receipt.clone()]).await?;
     subject.driver.acknowledge(&address, vec![again.receipt]).await?;
     gone(&subject, &kept).await
+}
+
+pub(super) async fn finished_jobs_stay_until_unpinned(fixture: Fixture) -> Verdict {
+    let settings = QueueSettings { retain_completed: Duration::ZERO, ..QueueSettings::default() };
+    let subject = fixture.subject_with(settings).await?;
+    let kept = subject.enqueue(job().with_notify(fixture.notify("pinned")?)).await?;
+    let early = subject.enqueue(job().with_notify(fixture.notify("pinned")?)).await?;
+    let unpin = |ids| subject.driver.unpin(&subject.queue, ids);
+    let size = Limits::INLINE_RESULT + 1;
+    let with_result = Payload::json(vec![b'1'; size]);
+    let result = subject.driver.capabilities().result_store.then_some(with_result);
+    for _ in 0..2 {
+        let claimed = subject.next().await?;
+        // That one is given up before it is over; the broker remembers.
+        if claimed.id == early {
+            unpin(vec![early.clone()]).await?;
+        }
+        subject.settle(&claimed, Settle::Succeed { result: result.clone() }).await?;
+        let completion = subject.next_completion(&fixture.address("pinned")?).await?;
+        subject.driver.acknowledge(&fixture.address("pinned")?, vec![completion.receipt]).await?;
+    }
+    gone(&subject, &early).await?;
+    let witness = subject.enqueue(job()).await?;
+    let claimed = subject.next().await?;
+    subject.succeed(&claimed).await?;
+    gone(&subject, &witness).await?;
+    check_eq!(subject.state(&kept).await?, JobState::Succeeded, "a job that nobody unpinned");
+    if result.is_some() {
+        let results = subject.driver.results(&subject.queue, vec![kept.clone()]).await?;
+        check_eq!(results, [result], "the result of a job that nobody unpinned");
+    }
+    unpin(vec![JobId::new("unknown")?, kept.clone()]).await?;
+    gone(&subject, &kept).await?;
+    unpin(vec![kept]).await?;
+    let undeclared = fixture.undeclared("nowhere").await?;
+    Ok(undeclared.driver.unpin(&undeclared.queue, vec![early]).await?)
 }
 
 async fn gone(subject: &Subject, id: &JobId) -> Verdict {

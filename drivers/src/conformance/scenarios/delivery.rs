@@ -1,7 +1,7 @@
 //! Jobs go in and come out.
 
 use crate::conformance::{
-    Failed, Fixture, Verdict, check, check_eq,
+    Failed, Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job, number, numbered},
     is_kind,
 };
@@ -141,7 +141,7 @@ pub(super) async fn unknown_queue_is_not_found(fixture: Fixture) -> Verdict {
         check_eq!(kind, Some(ErrorKind::NotFound), "{operation} of an unknown queue");
     }
     // What is to be gone is gone.
-    driver.delete_queue(queue).await?;
+    driver.delete_queue(queue, &Subject::owner()).await?;
     Ok(())
 }
 

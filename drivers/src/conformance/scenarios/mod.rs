@@ -56,6 +56,7 @@ scenarios! {
     completions::completion_is_written_with_the_settle: "Every way a job leaves the broker writes one completion.";
     completions::completions_are_addressed: "A completion goes to its address alone.";
     completions::completions_stay_until_acknowledged [INSPECT]: "A completion and its job stay until it is acknowledged, beyond retention.";
+    completions::finished_jobs_stay_until_unpinned [INSPECT]: "A finished job that notifies stays, with its result, until it is acknowledged and unpinned.";
     completions::completions_in_settle_order: "Completions come in the order of their settles, and the end of the stream is told.";
     completions::retention_removes_finished_jobs [INSPECT]: "Finished jobs are forgotten when their retention ends.";
     administration::pause_hands_out_nothing [PAUSE]: "A paused queue takes jobs and hands out none.";
@@ -65,6 +66,7 @@ scenarios! {
     administration::list_pages_through_all [INSPECT]: "Pages together hold every job once.";
     administration::inspect_tells_state [INSPECT]: "Looking at a job tells where it stands.";
     administration::owner_mismatch_conflicts: "A queue of one owner is not taken by another without adoption.";
+    administration::deletion_by_another_owner_conflicts: "A queue is deleted by its owner alone.";
     administration::stats_are_exact [EXACT]: "Depths are exact at every moment.";
     administration::wake_hints_new_work [WAKE]: "A subscriber hears of new jobs and completions.";
     lifecycle::dispatch_context_cancellation [IDS, LEASE]: "A call that is dropped was done or not done; a dropped claim loses nothing.";

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Driver,
-    Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Payload,
-    Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
+    Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Owner,
+    Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
 };
 use async_trait::async_trait;
 use coalesce::Coalescer;
@@ -99,8 +99,8 @@ impl Driver for HttpDriver {
         self.transport.call(Call::put(format!("/v1/queues/{queue}"), &declaration)?).await
     }
 
-    async fn delete_queue(&self, queue: &QueueName) -> Result<()> {
-        self.transport.call_for_nothing(Call::delete(format!("/v1/queues/{queue}"))).await
+    async fn delete_queue(&self, queue: &QueueName, owner: &Owner) -> Result<()> {
+        self.transport.call_for_nothing(Call::delete(transport::delete_path(queue, owner))).await
     }
 
     async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
@@ -165,6 +165,12 @@ impl Driver for HttpDriver {
         batch::check(receipts.len())?;
         let path = format!("/v1/completions/{address}/acknowledge");
         let call = Call::post(Effect::Changes, path, &AcknowledgeBody { receipts })?;
+        self.transport.call_for_nothing(call).await
+    }
+
+    async fn unpin(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<()> {
+        batch::check(ids.len())?;
+        let call = Call::post(Effect::Changes, format!("/v1/queues/{queue}/unpin"), &IdsBody { ids })?;
         self.transport.call_for_nothing(call).await
     }
 

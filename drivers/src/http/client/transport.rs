@@ -4,7 +4,7 @@ use super::{
     super::{Effect, Problem, kind_of},
     HttpConfig,
 };
-use crate::{Error, ListJobs, QueueName, Result};
+use crate::{Error, ListJobs, Owner, QueueName, Result};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -253,6 +253,13 @@ pub(super) fn list_path(queue: &QueueName, list: &ListJobs) -> Result<String> {
         Some(after) => format!("{path}&after={}", after.bytes().map(escaped).collect::<String>()),
         None => path,
     })
+}
+
+/// The path of a queue that `owner` takes away.
+pub(super) fn delete_path(queue: &QueueName, owner: &Owner) -> String {
+    let escape = |text: &str| text.bytes().map(escaped).collect::<String>();
+    let Owner { installation, uid } = owner;
+    format!("/v1/queues/{queue}?installation={}&uid={}", escape(installation), escape(uid))
 }
 
 /// A byte of a query's value.

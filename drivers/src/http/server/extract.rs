@@ -1,7 +1,7 @@
 //! From paths and queries to the contract's types.
 
 use super::{Api, answer::Json};
-use crate::{Address, DynDriver, Error, JobId, JobState, ListJobs, QueueName, Result};
+use crate::{Address, DynDriver, Error, JobId, JobState, ListJobs, Owner, QueueName, Result};
 use axum::{
     extract::{FromRequestParts, Query, RawPathParams},
     response::{IntoResponse, Response},
@@ -77,6 +77,18 @@ impl FromRequestParts<Api> for Page {
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self> {
         let PageQuery { state, limit, after } = query(parts)?;
         Ok(Self(ListJobs { state, limit, after }))
+    }
+}
+
+/// The owner that the query names.
+#[derive(Debug)]
+pub(super) struct Owned(pub(super) Owner);
+
+impl FromRequestParts<Api> for Owned {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self> {
+        query(parts).map(Self)
     }
 }
 

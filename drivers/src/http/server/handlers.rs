@@ -9,7 +9,7 @@ use super::{
     answer::Json,
     body::Bounded,
     claim,
-    extract::{Answer, At, Job, Page, Queue, nothing},
+    extract::{Answer, At, Job, Owned, Page, Queue, nothing},
 };
 use crate::{
     Claim, CompletionPage, Declaration, Declared, Enqueued, Error, ErrorKind, Extension, JobPage, JobState,
@@ -25,8 +25,8 @@ pub(super) async fn declare(queue: Queue, body: Bounded<Declaration>) -> Answer<
     queue.driver.declare(&queue.name, body.value).await.map(Json)
 }
 
-pub(super) async fn delete(queue: Queue) -> Result<Response> {
-    queue.driver.delete_queue(&queue.name).await?;
+pub(super) async fn delete(queue: Queue, Owned(owner): Owned) -> Result<Response> {
+    queue.driver.delete_queue(&queue.name, &owner).await?;
     Ok(nothing())
 }
 
@@ -131,6 +131,12 @@ pub(super) async fn acknowledge(
     check_batch("receipts", body.value.receipts.len())?;
     let broker = api.shared.directory.broker()?;
     broker.acknowledge(&address, body.value.receipts).await?;
+    Ok(nothing())
+}
+
+pub(super) async fn unpin(queue: Queue, body: Bounded<IdsBody>) -> Result<Response> {
+    check_batch("ids", body.value.ids.len())?;
+    queue.driver.unpin(&queue.name, body.value.ids).await?;
     Ok(nothing())
 }
 

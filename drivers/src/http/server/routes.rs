@@ -93,6 +93,7 @@ pub const ROUTES: &[Route] = routes![
     Get "/v1/probe" Operator Reads Call => get(handlers::probe),
     Put "/v1/queues/{queue}" Operator Changes Call => put(handlers::declare),
     Delete "/v1/queues/{queue}" Operator Changes Call => delete(handlers::delete),
+    Post "/v1/queues/{queue}/unpin" Operator Changes Call => post(handlers::unpin),
     Post "/v1/completions/{address}/read" Operator Changes Wait => post(handlers::read_completions),
     Post "/v1/completions/{address}/acknowledge" Operator Changes Call => post(handlers::acknowledge),
     Get "/v1/wake" Operator Reads Stream => get(wake::wake),

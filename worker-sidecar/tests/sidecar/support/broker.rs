@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
     Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
-    Limits, ListJobs, NewJob, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
+    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
     Settle, Settlement, Timestamp, WakeStream,
 };
 use std::{
@@ -324,7 +324,7 @@ impl Driver for Broker {
     async fn declare(&self, _: &QueueName, _: Declaration) -> Result<Declared> {
         unused()
     }
-    async fn delete_queue(&self, _: &QueueName) -> Result<()> {
+    async fn delete_queue(&self, _: &QueueName, _: &Owner) -> Result<()> {
         unused()
     }
     async fn stats(&self, _: &QueueName) -> Result<QueueStats> {
@@ -337,6 +337,9 @@ impl Driver for Broker {
         unused()
     }
     async fn acknowledge(&self, _: &Address, _: Vec<CompletionReceipt>) -> Result<()> {
+        unused()
+    }
+    async fn unpin(&self, _: &QueueName, _: Vec<JobId>) -> Result<()> {
         unused()
     }
     async fn results(&self, _: &QueueName, _: Vec<JobId>) -> Result<Vec<Option<Payload>>> {
