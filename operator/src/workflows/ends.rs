@@ -3,7 +3,8 @@
 use super::{
     check,
     completions::acknowledge_all,
-    expressions, jobs, perform,
+    expressions, jobs,
+    perform::{self, Reach},
     reconcile::{Run, put_aside},
     report,
 };
@@ -19,8 +20,9 @@ use kube::{
     runtime::controller::Action,
 };
 use longshore_crds::{Workflow, WorkflowStatus, finalizer};
+use longshore_drivers::{JobId, Limits};
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// A workflow that can't be taken care of any more is let go this long after its deletion was asked for.
 const LET_GO_AFTER: SignedDuration = SignedDuration::from_secs(30);
@@ -141,7 +143,31 @@ impl Run<'_> {
 
     /// The end was committed just now.
     pub(super) async fn end(&mut self) -> Result<Action> {
+        self.unpin();
         self.after_the_end(None).await
+    }
+
+    /// Tells the brokers that nobody needs what they keep of the workflow's jobs. Not waited for: should it get lost, they
+    /// keep it for 30 days.
+    fn unpin(&self) {
+        let author = perform::author(self);
+        let mut by_queue: BTreeMap<&str, Vec<JobId>> = BTreeMap::new();
+        for target in self.state.places(&self.plan) {
+            let queue = jobs::queue_of(&self.object.spec, &target);
+            by_queue.entry(queue).or_default().extend(author.job_id(&target).ok());
+        }
+        for (name, ids) in by_queue {
+            let Ok(Reach { connection, queue, .. }) = perform::reach(self, name) else { continue };
+            self.context.background.spawn(async move {
+                for chunk in ids.chunks(Limits::BATCH) {
+                    let call = connection.driver.unpin(&queue, chunk.to_vec());
+                    if !matches!(tokio::time::timeout(perform::CALL, call).await, Ok(Ok(()))) {
+                        tracing::debug!(%queue, "records of a workflow that is over stay until their time is over");
+                        return;
+                    }
+                }
+            });
+        }
     }
 
     /// Nothing is out any more: late completions are acknowledged, the finalizer goes, the object too when its time came.
