@@ -1,6 +1,6 @@
 """An ordinary HTTP program that knows nothing of Longshore. What it does with a job stands in the job's payload.
 
-payload: {"sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true,
+payload: {"call": [path, body or null] on the sidecar's API, its answer is the result, "sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true,
 "misbehave": {delivery: garbage | hang | close | huge | redirect | die}, "refuse": {delivery: status}, "big": bytes of a result}
 """
 
@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 POD = os.environ.get("HOSTNAME", "")
@@ -33,6 +34,15 @@ def ledger(**entry):
             local.connection = None
             time.sleep(0.05)
     raise RuntimeError("no ledger")
+
+
+def call(path, body):
+    """Two lines are all that an app needs to enqueue a job: POST the payload to /v1/queues/<queue>/jobs/<type>."""
+    token = {"Authorization": "Bearer " + open(os.environ["LONGSHORE_TOKEN_FILE"]).read()}
+    data = None if body is None else json.dumps(body).encode()
+    if data:
+        token["Content-Type"] = "application/json"
+    return json.load(urllib.request.urlopen(urllib.request.Request(os.environ["LONGSHORE_URL"] + path, data, token)))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         status = answers.get(str(job["attempt"]), answers.get("*", 200))
         if payload.get("big"):
             payload["result"] = "x" * payload["big"]
+        if payload.get("call"):
+            payload["result"] = call(*payload["call"])
         result = payload if payload.get("echo") else payload.get("result", {"done": job["type"]})
         ledger(event="end", status=status, **job)
         self.answer(status, json.dumps(result).encode() if status < 300 else b"as told")

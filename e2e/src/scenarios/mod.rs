@@ -8,6 +8,7 @@ mod installations;
 mod lifecycle;
 mod objects;
 mod operators;
+mod producers;
 mod scaling;
 mod workflow;
 
@@ -21,6 +22,7 @@ pub fn all() -> Vec<Scenario> {
         scaling::ALL,
         handlers::ALL,
         objects::ALL,
+        producers::ALL,
         drain::ALL,
         lifecycle::ALL,
         faults::ALL,

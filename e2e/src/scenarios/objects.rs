@@ -44,7 +44,12 @@ async fn bad_objects_say_why_and_hold_nobody_up(world: World) -> Result<()> {
     } } });
     let fine =
         json!({ "steps": [{ "name": "one", "job": { "type": "good" } }], "then": job("then", json!({})) });
+    let elsewhere = json!({
+        "apiVersion": "longshore.dev/v1alpha1", "kind": "Broker", "metadata": { "name": "elsewhere" },
+        "spec": { "http": { "url": "http://nowhere:7400", "tokenFrom": { "name": "no-secret", "key": "token" } } },
+    });
     let bad = [
+        elsewhere,
         manifests::queue("lost", &json!({ "brokerRef": { "name": "nobody" } })),
         manifests::worker("lost", &json!({})),
         manifests::queue("unmountable", &json!({})),
@@ -57,6 +62,7 @@ async fn bad_objects_say_why_and_hold_nobody_up(world: World) -> Result<()> {
     stage(&world, &json!({}), &bad).await?;
     world.apply(&manifests::list(&[manifests::workflow("good", "work", &fine)])).await?;
     world.workflow_ends("good", WorkflowPhase::Succeeded, END).await?;
+    world.says("broker", "elsewhere", &["WaitingForSecret", "spec.http.tokenFrom", "no-secret"]).await?;
     world.says("queue", "lost", &["WaitingForBroker", "nobody"]).await?;
     world.says("worker", "lost", &["WaitingForBroker", "nobody"]).await?;
     world.says("worker", "unmountable", &["TemplateRefused", "nowhere"]).await?;

@@ -11,7 +11,7 @@ use crate::{
     wait::{always, eventually},
 };
 use anyhow::{Context, Result, ensure};
-use kube::ResourceExt;
+use kube::{ResourceExt, api::DeleteParams};
 use longshore_crds::{Workflow, WorkflowPhase, WorkflowStatus};
 use longshore_drivers::Driver;
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ scenarios![
     operator_killed_after_each_kind_of_effect[needs_host, alone],
     operator_down_longer_than_retention_nothing_runs_again[needs_host, alone],
     operator_and_api_server_down_workers_go_on[needs_host, alone],
+    work_done_in_time_is_no_missed_deadline_after_an_outage[alone],
+    workflow_deleted_without_an_operator_starts_nothing_more[alone],
 ];
 
 const END: Duration = Duration::from_secs(180);
@@ -275,4 +277,71 @@ async fn operator_and_api_server_down_workers_go_on(world: World) -> Result<()> 
     let ledger = world.ledger().await?;
     ledger.ran_exactly_once("long", 1)?;
     ledger.ran_exactly_once("last", 1)
+}
+
+/// The deadline passes while no operator is there; the job was done before it. What counts is when it was done.
+async fn work_done_in_time_is_no_missed_deadline_after_an_outage(world: World) -> Result<()> {
+    let workflow = json!({
+        "deadline": "20s",
+        "steps": [{ "name": "long", "job": { "type": "long", "payload": { "sleep": 5 } } }],
+    });
+    let warm = manifests::worker("work", &json!({ "scaling": { "minReplicas": 1, "maxReplicas": 1 } }));
+    let away = async {
+        stage(&world, &json!({}), &[warm]).await?;
+        world.worker_has("work", 1, END).await?;
+        let applied = Instant::now();
+        world.apply(&manifests::list(&[manifests::workflow("timely", "work", &workflow)])).await?;
+        started(&world, "long", 1).await?;
+        world.scale_operator(0).await?;
+        world.ledger_shows("the job to end", END, |ledger| ledger.ran_exactly_once("long", 1)).await?;
+        ensure!(applied.elapsed() < Duration::from_secs(20), "the job was not done in time");
+        always("nobody to decide", Duration::from_secs(21).saturating_sub(applied.elapsed()), || async {
+            let workflow: Workflow = world.get("timely").await?;
+            let phase = workflow.status.unwrap_or_default().phase;
+            ensure!(phase == WorkflowPhase::Running, "it is {phase:?}");
+            Ok(())
+        })
+        .await?;
+        world.scale_operator(1).await?;
+        world.workflow_ends("timely", WorkflowPhase::Succeeded, END).await?;
+        Ok(())
+    };
+    world.disturbing(away).await
+}
+
+/// A running Workflow is deleted while no operator is there: the next one cancels what still waits before it lets go.
+async fn workflow_deleted_without_an_operator_starts_nothing_more(world: World) -> Result<()> {
+    const MEMBERS: usize = 400;
+    let members = vec![json!({ "type": "member", "payload": { "sleep": 3 } }); MEMBERS];
+    let callback = || job("callback", json!({}));
+    let workflow = json!({
+        "steps": [{ "name": "many", "batch": { "jobs": members, "catch": callback(), "finally": callback() } }],
+        "catch": callback(), "finally": callback(),
+    });
+    let one = manifests::worker("work", &json!({ "scaling": { "minReplicas": 1, "maxReplicas": 1 } }));
+    let away = async {
+        stage(&world, &json!({}), &[one, manifests::workflow("doomed", "work", &workflow)]).await?;
+        started(&world, "member", 10).await?;
+        world.scale_operator(0).await?;
+        world.api::<Workflow>().delete("doomed", &DeleteParams::default()).await?;
+        world.scale_operator(1).await?;
+        eventually("the Workflow to be gone", Duration::from_secs(90), || async {
+            ensure!(world.api::<Workflow>().get_opt("doomed").await?.is_none(), "it is there");
+            Ok(())
+        })
+        .await?;
+        let starts = world.ledger().await?.starts("member");
+        ensure!(starts < MEMBERS, "all members were run");
+        always("nothing to be started", Duration::from_secs(8), || async {
+            let ledger = world.ledger().await?;
+            let (members, callbacks) = (ledger.starts("member"), ledger.starts("callback"));
+            ensure!(
+                members == starts && callbacks == 0,
+                "{members} members, not {starts}; {callbacks} callbacks"
+            );
+            Ok(())
+        })
+        .await
+    };
+    world.disturbing(away).await
 }

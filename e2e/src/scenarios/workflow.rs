@@ -3,7 +3,7 @@
 use super::scenarios;
 use crate::{World, manifests};
 use anyhow::{Result, ensure};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use longshore_crds::{Queue, Workflow, WorkflowPhase};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -15,6 +15,8 @@ scenarios![
     suspended_queue_starts_nothing_and_resumes,
     cancelled_workflow_runs_catch_and_finally,
     applied_twice_nothing_runs_twice,
+    large_results_outlive_their_retention,
+    changed_workflow_stands_still_and_can_be_deleted,
 ];
 
 const END: Duration = Duration::from_secs(180);
@@ -176,4 +178,62 @@ async fn applied_twice_nothing_runs_twice(world: World) -> Result<()> {
     let after: Workflow = world.get("once").await?;
     ensure!(before.metadata.generation == after.metadata.generation, "the generation changed");
     world.ledger().await?.ran_exactly_once("once", 1)
+}
+
+/// A result too large for a status is still there when a later step asks for it, long after retention would have ended.
+async fn large_results_outlive_their_retention(world: World) -> Result<()> {
+    let big = |count: u32| json!({ "type": "big", "payload": { "big": count } });
+    let workflow = json!({ "steps": [
+        { "name": "big", "job": big(100_000) },
+        { "name": "many", "batch": { "jobs": [big(5000), big(6000)] } },
+        { "name": "rest", "job": { "type": "rest", "payload": { "sleep": 8 } } },
+        { "name": "sum", "job": { "type": "sum", "payload": {
+            "note": "$([size(steps.big.result)] + steps.many.results.map(r, size(r)))",
+        } } },
+    ] });
+    let policy = json!({ "retention": { "completed": "1s" } });
+    stage(&world, &policy, &[manifests::workflow("large", "work", &workflow)]).await?;
+    world.workflow_ends("large", WorkflowPhase::Succeeded, END).await?;
+    let ledger = world.ledger().await?;
+    let sum =
+        ledger.of("start").find(|entry| entry.job_type == "sum").and_then(|entry| entry.payload.clone());
+    ensure!(sum == Some(json!([100_000, 5000, 6000])), "the last step got {sum:?}");
+    Ok(())
+}
+
+/// A payload changes under a running Workflow, which the API server can't see: it performs nothing more and says so. Put
+/// back, it goes on; deleted, it goes.
+async fn changed_workflow_stands_still_and_can_be_deleted(world: World) -> Result<()> {
+    let chain = |payload: &str| {
+        json!({ "steps": [
+            { "name": "one", "job": { "type": "one", "payload": { "sleep": 4 } } },
+            { "name": "two", "job": { "type": "two", "payload": { "note": payload } } },
+        ] })
+    };
+    let named = |name: &str, payload: &str| manifests::workflow(name, "work", &chain(payload));
+    stage(&world, &json!({}), &[named("mended", "first"), named("doomed", "first")]).await?;
+    let both = |ledger: &crate::ledger::Ledger| {
+        ensure!(ledger.starts("one") == 2, "{} started", ledger.starts("one"));
+        Ok(())
+    };
+    world.ledger_shows("both to run", END, both).await?;
+    world.apply(&manifests::list(&[named("mended", "other"), named("doomed", "other")])).await?;
+    for name in ["mended", "doomed"] {
+        world.says("workflow", name, &["SpecChanged", "put it back"]).await?;
+    }
+    world.ledger_shows("the jobs to end", END, |ledger| ledger.ran_exactly_once("one", 2)).await?;
+    crate::wait::always("nothing to be started", Duration::from_secs(4), || async {
+        ensure!(world.ledger().await?.starts("two") == 0, "the next step ran");
+        Ok(())
+    })
+    .await?;
+    world.apply(&manifests::list(&[named("mended", "first")])).await?;
+    world.workflow_ends("mended", WorkflowPhase::Succeeded, END).await?;
+    world.api::<Workflow>().delete("doomed", &DeleteParams::default()).await?;
+    crate::wait::eventually("the Workflow to be gone", Duration::from_secs(60), || async {
+        ensure!(world.api::<Workflow>().get_opt("doomed").await?.is_none(), "it is there");
+        Ok(())
+    })
+    .await?;
+    world.ledger().await?.ran_exactly_once("two", 1)
 }
