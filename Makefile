@@ -66,9 +66,8 @@ guarantees-check:
 	@cargo run --quiet --locked -p longshore-drivers --example guarantees -- --check "$(LONGSHORE_CONFORMANCE_DIR)" docs/guarantees.md
 
 .PHONY: bench
-bench: packages ## Figures: the embedded broker in process beside the raw cost, and the product on the cluster.
-	@cargo run --quiet --locked --release -p longshore-drivers --example bench_embedded
-	@cargo run --quiet --locked -p longshore-e2e --bin cluster_bench
+bench: ## Figures, each beside its raw cost: the embedded broker in process, and the product on the cluster.
+	@e2e/lib/bench
 
 .PHONY: images
 images: packages ## Static binaries and images from scratch.
