@@ -75,37 +75,49 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/* What the operator may do in the namespaces that it looks after. Verb by verb; Secrets are never listed or watched. */}}
 {{- define "longshore.rules" -}}
-# Patch and update are for finalizers: the operator never writes a spec.
+# Create: the default Broker.
 - apiGroups: [longshore.dev]
   resources: [brokers]
-  verbs: [get, list, watch, create, patch, update]
+  verbs: [list, watch, create]
+# Patch: finalizers. The operator never writes a spec.
 - apiGroups: [longshore.dev]
-  resources: [queues, workers]
-  verbs: [get, list, watch, patch, update]
-# Delete: ttlAfterFinished.
+  resources: [queues]
+  verbs: [list, watch, patch]
+- apiGroups: [longshore.dev]
+  resources: [workers]
+  verbs: [list, watch]
+# Get: whether a completion's workflow is really gone. Patch: finalizers. Delete: ttlAfterFinished.
 - apiGroups: [longshore.dev]
   resources: [workflows]
-  verbs: [get, list, watch, patch, update, delete]
+  verbs: [get, list, watch, patch, delete]
 - apiGroups: [longshore.dev]
   resources: [brokers/status, queues/status, workers/status, workflows/status]
-  verbs: [get, patch, update]
-# Owner references that block deletion, on clusters that check them.
-- apiGroups: [longshore.dev]
-  resources: [brokers/finalizers, queues/finalizers, workers/finalizers, workflows/finalizers]
   verbs: [update]
+# Patch: conditions alone, on a status that a newer operator wrote.
+- apiGroups: [longshore.dev]
+  resources: [workflows/status]
+  verbs: [patch]
+# Create and patch: server-side apply.
 - apiGroups: [apps]
-  resources: [deployments, statefulsets]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [list, watch, create, patch]
+- apiGroups: [""]
+  resources: [configmaps]
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
-  resources: [services, configmaps]
-  verbs: [get, list, watch, create, patch]
+  resources: [services]
+  verbs: [list, watch, create, patch]
+# The token of an embedded Broker, and those that Brokers elsewhere name.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]
 # Patch: the deletion cost, so that idle pods go first.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
@@ -115,7 +127,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "longshore.cleanupRules" -}}
 - apiGroups: [longshore.dev]
   resources: [queues, workflows]
-  verbs: [get, list, patch, update]
+  verbs: [get, list, patch]
 {{- end -}}
 
 {{/* Restricted pod security. */}}
