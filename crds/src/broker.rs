@@ -92,6 +92,7 @@ pub struct EmbeddedBroker {
     /// Raise it to make a new access token; the one before stays valid until the next change.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
+    #[x_kube(validation = Rule::new("self >= oldSelf").message("tokenRevision can only rise"))]
     pub token_revision: i64,
 }
 
@@ -110,7 +111,10 @@ pub struct Storage {
     pub size: String,
     /// The storage class; the cluster's default one without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub storage_class_name: Option<String>,
 }
 
@@ -148,7 +152,7 @@ pub struct BrokerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// What it can do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::json::cut", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::pod_template::any_object")]
     pub capabilities: Option<serde_json::Value>,
 }

@@ -7,6 +7,7 @@ mod broker;
 mod conditions;
 mod definitions;
 mod duration;
+mod json;
 mod names;
 mod pod_template;
 mod queue;
@@ -17,6 +18,7 @@ pub use broker::{Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, HttpBroker, S
 pub use conditions::{Reason, is_true, set_condition};
 pub use definitions::{definitions, yaml};
 pub use duration::{Duration, DurationError};
+pub use json::Json;
 pub use names::{GROUP, VERSION, annotation, condition, finalizer, label};
 pub use pod_template::PodTemplate;
 pub use queue::{

@@ -4,16 +4,24 @@
 //! number stays one, and nothing is lost on the way. Its schema is that of upstream's `PodTemplateSpec`, with upstream's
 //! list types, keys and defaults (which server-side apply needs to merge two managers), without descriptions.
 
+use crate::Json;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 /// A `PodTemplateSpec` as the user wrote it.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(transparent)]
 pub struct PodTemplate(pub Value);
+
+impl<'de> Deserialize<'de> for PodTemplate {
+    /// The schema bounds the depth of what the API server has stored; nothing else may fail a whole list either.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Json::deserialize(deserializer).map(|json| Self(json.into()))
+    }
+}
 
 impl JsonSchema for PodTemplate {
     fn inline_schema() -> bool {
@@ -24,28 +32,33 @@ impl JsonSchema for PodTemplate {
         "PodTemplate".into()
     }
 
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut settings = generator.settings().clone();
-        settings.inline_subschemas = true;
-        let mut schema = settings.into_generator().into_root_schema_for::<PodTemplateSpec>().to_value();
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // With definitions, types have their names.
+        let generator = SchemaSettings::draft2020_12().into_generator();
+        let mut schema = generator.into_root_schema_for::<PodTemplateSpec>().to_value();
+        let definitions = schema["$defs"].take();
         if let Some(object) = schema.as_object_mut() {
-            object.remove("$schema");
-            object.remove("title");
+            object.retain(|name, _| !["$schema", "$defs", "title"].contains(&name.as_str()));
         }
+        inline(&mut schema, &definitions);
         refine(&mut schema, "template");
         require_containers(&mut schema);
         Schema::try_from(schema).expect("an object stays an object")
     }
 }
 
-/// Any JSON value.
+/// Any JSON value. Whatever holds it must be atomic, see [`any_object`].
 pub(crate) fn anything(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "x-kubernetes-preserve-unknown-fields": true })
 }
 
-/// Any JSON object.
+/// Any JSON object. It has one owner as a whole: the API server's notes of who owns what would be as deep as it is.
 pub(crate) fn any_object(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+    json_schema!({
+        "type": "object",
+        "x-kubernetes-map-type": "atomic",
+        "x-kubernetes-preserve-unknown-fields": true,
+    })
 }
 
 /// Upstream's lists that merge by key: the field, and its keys.
@@ -66,6 +79,46 @@ const MAP_LISTS: &[(&str, &[&str])] = &[
     ("ownerReferences", &["uid"]),
 ];
 
+/// Upstream's types that have one owner as a whole: half of a reference or a selector is none.
+const ATOMIC_TYPES: &[&str] = &[
+    "io.k8s.api.core.v1.ConfigMapKeySelector",
+    "io.k8s.api.core.v1.FileKeySelector",
+    "io.k8s.api.core.v1.LocalObjectReference",
+    "io.k8s.api.core.v1.NodeSelector",
+    "io.k8s.api.core.v1.NodeSelectorTerm",
+    "io.k8s.api.core.v1.ObjectFieldSelector",
+    "io.k8s.api.core.v1.ResourceFieldSelector",
+    "io.k8s.api.core.v1.SecretKeySelector",
+    "io.k8s.api.core.v1.TypedLocalObjectReference",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference",
+];
+
+/// Upstream's only map in a template that has one owner as a whole.
+const ATOMIC_MAP: &str = "nodeSelector";
+
+/// Puts definitions in the place of the references to them; those of atomic types say so.
+fn inline(schema: &mut Value, definitions: &Value) {
+    match schema {
+        Value::Object(object) => {
+            let reference = object.remove("$ref");
+            if let Some(name) =
+                reference.as_ref().and_then(Value::as_str).and_then(|it| it.strip_prefix("#/$defs/"))
+            {
+                object.extend(
+                    definitions[name].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())),
+                );
+                if ATOMIC_TYPES.contains(&name) {
+                    object.insert("x-kubernetes-map-type".to_owned(), json!("atomic"));
+                }
+            }
+            object.values_mut().for_each(|value| inline(value, definitions));
+        }
+        Value::Array(parts) => parts.iter_mut().for_each(|part| inline(part, definitions)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 /// Walks `schema`, which stands at the field `field`, and puts in what the derived schema lacks.
 fn refine(schema: &mut Value, field: &str) {
     let Some(object) = schema.as_object_mut() else {
@@ -78,6 +131,9 @@ fn refine(schema: &mut Value, field: &str) {
     }
     if object.get("type").is_some_and(|kind| kind == "array" || kind == &json!(["array", "null"])) {
         refine_list(object, field);
+    }
+    if field == ATOMIC_MAP && object.contains_key("additionalProperties") {
+        object.insert("x-kubernetes-map-type".to_owned(), json!("atomic"));
     }
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
         for (name, property) in properties.iter_mut() {

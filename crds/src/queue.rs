@@ -95,7 +95,7 @@ pub struct BrokerRef {
     #[serde(default)]
     pub kind: BrokerKind,
     /// Its name.
-    #[schemars(length(min = 1, max = 52))]
+    #[schemars(length(min = 1, max = 52), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 }
 

@@ -76,7 +76,7 @@ fn minutes_10() -> Duration {
 #[serde(rename_all = "camelCase")]
 pub struct WorkerQueue {
     /// The name of the Queue.
-    #[schemars(length(min = 1, max = 52))]
+    #[schemars(length(min = 1, max = 52), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Its share of the work beside the other queues.
     #[serde(default = "one")]
@@ -109,9 +109,14 @@ pub struct HttpHandler {
     /// The port on which the app listens in its pod.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// The path that gets the POSTs.
+    /// The path that gets the POSTs, with a query if it has one.
     #[serde(default = "root")]
-    #[schemars(length(max = 256), regex(pattern = r"^/[!-~]*$"))]
+    #[schemars(
+        length(max = 256),
+        regex(
+            pattern = r"^/([A-Za-z0-9/._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*([?]([A-Za-z0-9/?._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)?$"
+        )
+    )]
     pub path: String,
 }
 

@@ -1,6 +1,6 @@
 //! A run to completion: a chain of jobs and batches with callbacks.
 
-use crate::Duration;
+use crate::{Duration, Json};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -69,7 +69,7 @@ pub struct WorkflowSpec {
 #[serde(rename_all = "camelCase")]
 pub struct QueueRef {
     /// Its name.
-    #[schemars(length(min = 1, max = 52))]
+    #[schemars(length(min = 1, max = 52), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 }
 
@@ -108,7 +108,7 @@ pub struct JobTemplate {
     /// Any JSON. A text like `$(steps.fetch.result.url)` is replaced by what the expression gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::pod_template::anything")]
-    pub payload: Option<serde_json::Value>,
+    pub payload: Option<Json>,
     /// The Queue, if it is another one than the workflow's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_ref: Option<QueueRef>,
@@ -175,7 +175,8 @@ pub enum FailurePolicy {
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Callback {
-    /// The job.
+    /// The job. It has one owner as a whole.
+    #[x_kube(merge_strategy = kube::core::MapMerge::Atomic)]
     pub job: JobTemplate,
 }
 
@@ -197,6 +198,10 @@ pub enum WorkflowPhase {
     Failed,
     /// Ended by request.
     Cancelled,
+    /// A phase that only a newer operator knows. Never written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// Where a step stands.
@@ -215,6 +220,10 @@ pub enum StepPhase {
     Cancelled,
     /// Its turn never came.
     Skipped,
+    /// A phase that only a newer operator knows. Never written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// What the operator knows of a Workflow.
@@ -291,5 +300,5 @@ pub struct Checkpoint {
     pub version: u32,
     /// The state.
     #[schemars(schema_with = "crate::pod_template::any_object")]
-    pub data: serde_json::Value,
+    pub data: Json,
 }

@@ -298,3 +298,72 @@ fn defaults_satisfy_their_own_schema() {
     });
     assert_eq!(paths, NOWHERE);
 }
+
+#[test]
+fn references_and_selectors_have_one_owner_like_in_deployments() {
+    let (mut atomic, pod) = (Vec::new(), &schema_of("Worker")["properties"]["template"]);
+    walk(pod, "", &mut |path, object| {
+        if object.get("x-kubernetes-map-type") == Some(&json!("atomic")) {
+            atomic.push(path.to_owned());
+        }
+    });
+    let env = ".spec.containers[].env[].valueFrom";
+    let affinity = ".spec.affinity.nodeAffinity";
+    for wanted in [
+        ".spec.nodeSelector".to_owned(),
+        ".spec.imagePullSecrets[]".to_owned(),
+        ".spec.topologySpreadConstraints[].labelSelector".to_owned(),
+        ".spec.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution[].namespaceSelector"
+            .to_owned(),
+        format!("{affinity}.requiredDuringSchedulingIgnoredDuringExecution"),
+        format!("{affinity}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[]"),
+        format!("{affinity}.preferredDuringSchedulingIgnoredDuringExecution[].preference"),
+        format!("{env}.configMapKeyRef"),
+        format!("{env}.secretKeyRef"),
+        format!("{env}.fieldRef"),
+        format!("{env}.resourceFieldRef"),
+        ".spec.volumes[].csi.nodePublishSecretRef".to_owned(),
+        ".spec.volumes[].downwardAPI.items[].fieldRef".to_owned(),
+        ".spec.volumes[].ephemeral.volumeClaimTemplate.spec.dataSource".to_owned(),
+        ".spec.volumes[].ephemeral.volumeClaimTemplate.spec.selector".to_owned(),
+        ".spec.volumes[].projected.sources[].clusterTrustBundle.labelSelector".to_owned(),
+    ] {
+        assert!(atomic.contains(&wanted), "{wanted} is not among {atomic:#?}");
+    }
+    for granular in [".spec.containers[].resources.limits", ".spec.securityContext", ".metadata.labels"] {
+        assert!(!atomic.iter().any(|path| path == granular), "{granular} has to merge");
+    }
+}
+
+/// What the API server notes of the owners of fields is as deep as the fields are, and it is parsed with every list.
+#[test]
+fn what_may_be_of_any_depth_has_one_owner() {
+    fn open(schema: &Value, path: &str, owned: bool, found: &mut Vec<(String, bool)>) {
+        let is = |name: &str, value: Value| schema.get(name) == Some(&value);
+        let owned = owned
+            || is("x-kubernetes-map-type", json!("atomic"))
+            || is("x-kubernetes-list-type", json!("atomic"));
+        if is("x-kubernetes-preserve-unknown-fields", json!(true)) {
+            found.push((path.to_owned(), owned));
+        }
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            open(property, &format!("{path}.{name}"), owned, found);
+        }
+        for inner in ["items", "additionalProperties"] {
+            if let Some(value) = schema.get(inner) {
+                open(value, &format!("{path}[]"), owned, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (kind, schema) in SCHEMAS.iter() {
+        open(schema, kind, false, &mut found);
+    }
+    let shared: Vec<_> = found.iter().filter(|(_, owned)| !owned).collect();
+    assert!(shared.is_empty(), "{shared:?}");
+    assert!(found.iter().any(|(path, _)| path == "Workflow.spec.then.job.payload"), "{found:?}");
+    assert!(
+        !found.iter().any(|(path, _)| path.starts_with("Worker.")),
+        "a template's depth is bounded: {found:?}"
+    );
+}

@@ -2,7 +2,7 @@
 
 use super::expressions;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
-use longshore_crds::{Batch, Callback, WorkflowSpec};
+use longshore_crds::{Batch, Callback, Json, WorkflowSpec};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -76,8 +76,16 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    fn payload(&mut self, payload: Option<&'a Value>, names: Names, field: &str) -> Result<(), Problem> {
-        payload.map_or(Ok(()), |payload| self.value(payload, names, &format!("{field}.payload")))
+    fn payload(&mut self, payload: Option<&'a Json>, names: Names, field: &str) -> Result<(), Problem> {
+        let field = format!("{field}.payload");
+        match payload {
+            None => Ok(()),
+            Some(payload) if payload.is_too_deep() => Err(Problem {
+                field,
+                message: format!("it is nested deeper than {} levels", Json::MAX_DEPTH),
+            }),
+            Some(payload) => self.value(payload, names, &field),
+        }
     }
 
     fn value(&mut self, value: &'a Value, names: Names, field: &str) -> Result<(), Problem> {
@@ -256,6 +264,14 @@ mod tests {
             assert!(said.starts_with("spec.steps[1].job.payload.a[0]: "), "{text}: {said}");
             assert!(said.contains(expected), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn a_payload_that_is_too_deep_is_named() {
+        let deep = (0..200).fold(json!(1), |inner, _| json!([inner]));
+        let job = json!({ "type": "t", "payload": { "a": deep } });
+        let said = found(&json!([{ "name": "one", "job": job }]), &json!({})).unwrap();
+        assert_eq!(said, "spec.steps[0].job.payload: it is nested deeper than 64 levels");
     }
 
     #[test]

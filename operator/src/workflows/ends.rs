@@ -115,9 +115,14 @@ impl Run<'_> {
                 "status": { "conditions": conditions },
             });
             let api: Api<Workflow> = Api::namespaced(self.context.client.clone(), &self.namespace);
-            api.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(&patch))
-                .await
-                .map_err(Error::api(format!("say why Workflow {:?} stands still", self.name)))?;
+            match api.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(_) => {}
+                // Somebody changed it, which is news.
+                Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {
+                    return Ok(Action::await_change());
+                }
+                Err(error) => return Err(Error::api("write the conditions of the workflow")(error)),
+            }
             event(self.context, self.object.as_ref(), true, reason, "Stop", message).await;
         }
         Ok(Action::await_change())

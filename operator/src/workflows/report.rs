@@ -16,6 +16,7 @@ use longshore_workflow::{Plan, State, StepPhase as MachineStep, WorkflowPhase as
 pub(super) fn decode(status: &WorkflowStatus) -> std::result::Result<State, String> {
     match &status.checkpoint {
         None => Ok(State::new()),
+        Some(it) if it.data.is_too_deep() => Err("the checkpoint is nested too deeply".to_owned()),
         Some(it) => checkpoint::decode(it.version, &it.data).map_err(|error| error.to_string()),
     }
 }
@@ -42,7 +43,7 @@ pub(super) fn status(
         finished_at: summary.finished_at.and_then(time),
         steps: summary.steps.into_iter().map(step).collect(),
         spec_hash: Some(old.spec_hash.unwrap_or_else(|| spec_hash(&workflow.spec))),
-        checkpoint: Some(Checkpoint { version, data }),
+        checkpoint: Some(Checkpoint { version, data: data.into() }),
     };
     let message = summary.message.unwrap_or_default();
     let generation = workflow.metadata.generation;
@@ -217,7 +218,7 @@ fn step_news(step: &StepStatus) -> Option<(bool, &'static str, String)> {
             Some((true, "StepFailed", format!(": {}", step.message.clone().unwrap_or_default())))
         }
         StepPhase::Cancelled => Some((false, "StepCancelled", String::new())),
-        StepPhase::Pending | StepPhase::Skipped => None,
+        StepPhase::Pending | StepPhase::Skipped | StepPhase::Unknown => None,
     }
 }
 
@@ -229,7 +230,7 @@ fn phase_news(before: WorkflowPhase, after: WorkflowPhase) -> Option<(bool, &'st
         WorkflowPhase::Succeeded => Some((false, "Succeeded")),
         WorkflowPhase::Failed => Some((true, "Failed")),
         WorkflowPhase::Cancelled => Some((false, "Cancelled")),
-        WorkflowPhase::Pending | WorkflowPhase::Running => None,
+        WorkflowPhase::Pending | WorkflowPhase::Running | WorkflowPhase::Unknown => None,
     }
 }
 
