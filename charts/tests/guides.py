@@ -1,4 +1,4 @@
-"""What the guides say can be done: guides.py CLUSTER OUT. Checks links, make targets and commands, and writes the manifests to OUT.
+"""What the guides say can be done: guides.py CLUSTER OUT. Checks links, paths, make targets and commands, and writes the manifests to OUT.
 
 CLUSTER is the command that has `kubectl` and `helm`; a command is shown to them with --help, which knows every subcommand and flag and
 asks no server.
@@ -15,6 +15,9 @@ GUIDES = [pathlib.Path("README.md"), pathlib.Path("charts/longshore/README.md"),
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 MAKE = re.compile(r"(?:^|`)make ([a-z][a-z0-9-]*)", re.MULTILINE)
+PATH = re.compile(r"`((?:charts|crds|docs|drivers|e2e|operator|worker-sidecar)/[\w./-]*)`")
+# A file of the code map stands under the folder that its line or section names.
+FILE = re.compile(r"`((?:\w+/)?\w+\.rs)`")
 TARGET = re.compile(r"^([a-z][a-z0-9-]*):", re.MULTILINE)
 # Commands that are not kubectl's, helm's or make's, and who runs them.
 OTHERS = {
@@ -62,6 +65,12 @@ for guide in GUIDES:
     for link in LINK.findall(prose):
         if "://" not in link and not (guide.parent / link).exists():
             problems.append(f"{guide}: the link {link} leads nowhere")
+    for path in PATH.findall(prose):
+        if guide.parent.name != "adr" and not pathlib.Path(path).exists():
+            problems.append(f"{guide}: there is no {path}")
+    for path in FILE.findall(prose):
+        if guide.parent.name != "adr" and not any(pathlib.Path().glob(f"[c-w]*/**/src/**/{path}")):
+            problems.append(f"{guide}: there is no source file {path}")
     blocks = BLOCK.findall(text)
     if text.count("```") != 2 * len(blocks):
         problems.append(f"{guide}: a block of code is not closed")
