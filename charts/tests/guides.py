@@ -81,6 +81,8 @@ for guide in GUIDES:
         if kind == "sh":
             for command in commands(body):
                 check_command(guide, command)
+        elif kind == "python":
+            compile(body, str(guide), "exec")
         elif kind == "yaml" and "apiVersion:" in body:
             manifests.append(body)
 
