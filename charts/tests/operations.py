@@ -15,6 +15,8 @@ PLACES = [
     r"Reason::(?:yes|no|unknown)\(\s*\"([A-Za-z]+)\"",
     r"\(\"([A-Z][A-Za-z]+)\", \"[^\"]*\"\)",
     r"=> \"([A-Z][A-Za-z]+)\"",
+    r"Some\(\((?:true|false), \"([A-Z][A-Za-z]+)\"",
+    r"reason: \"([A-Z][A-Za-z]+)\"",
     r"\"([A-Z][a-z]+(?:[A-Z][a-z]+)+)\"",
 ]
 # Phases that are reasons of the condition Succeeded as well, made by {:?}.
