@@ -30,6 +30,6 @@ pub use worker::{
     WorkerStatus,
 };
 pub use workflow::{
-    Batch, Callback, Checkpoint, FailurePolicy, JobTemplate, Order, QueueRef, Step, StepPhase, StepStatus,
-    Workflow, WorkflowPhase, WorkflowSpec, WorkflowStatus,
+    Batch, Callback, CallbackStatus, Checkpoint, FailurePolicy, JobTemplate, Order, QueueRef, Step,
+    StepPhase, StepStatus, Workflow, WorkflowPhase, WorkflowSpec, WorkflowStatus,
 };

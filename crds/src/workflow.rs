@@ -256,6 +256,16 @@ pub struct WorkflowStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
     pub steps: Vec<StepStatus>,
+    /// Its callbacks whose turn has come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub callbacks: Vec<CallbackStatus>,
+    /// Jobs that their broker didn't know any more and that were sent again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost_jobs: u32,
+    /// Jobs of which a later completion said otherwise than the first one, which counts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub conflicting_completions: u32,
     /// The hash of the spec that it was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec_hash: Option<String>,
@@ -290,6 +300,27 @@ pub struct StepStatus {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The batch's callbacks whose turn has come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub callbacks: Vec<CallbackStatus>,
+}
+
+/// A callback, for people. How it ends changes nothing else.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackStatus {
+    /// `then`, `catch` or `finally`.
+    pub name: String,
+    /// Where it stands.
+    pub phase: StepPhase,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The operator's own state of a workflow.

@@ -7,10 +7,13 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use longshore_crds::{
-    Checkpoint, Reason, StepPhase, StepStatus, Workflow, WorkflowPhase, WorkflowStatus, condition,
-    set_condition,
+    CallbackStatus, Checkpoint, Reason, StepPhase, StepStatus, Workflow, WorkflowPhase, WorkflowStatus,
+    condition, set_condition,
 };
-use longshore_workflow::{Plan, State, StepPhase as MachineStep, WorkflowPhase as MachinePhase, checkpoint};
+use longshore_workflow::{
+    CallbackPhase, CallbackSummary, Plan, State, StepPhase as MachineStep, WorkflowPhase as MachinePhase,
+    checkpoint,
+};
 
 /// The state in a status; a new one where there is none.
 pub(super) fn decode(status: &WorkflowStatus) -> std::result::Result<State, String> {
@@ -42,6 +45,9 @@ pub(super) fn status(
         started_at: summary.started_at.and_then(time),
         finished_at: summary.finished_at.and_then(time),
         steps: summary.steps.into_iter().map(step).collect(),
+        callbacks: summary.callbacks.into_iter().map(callback).collect(),
+        lost_jobs: summary.lost,
+        conflicting_completions: summary.conflicting_completions,
         spec_hash: Some(old.spec_hash.unwrap_or_else(|| spec_hash(&workflow.spec))),
         checkpoint: Some(Checkpoint { version, data: data.into() }),
     };
@@ -126,6 +132,20 @@ fn step(step: longshore_workflow::StepSummary) -> StepStatus {
         started_at: step.started_at.and_then(time),
         finished_at: step.finished_at.and_then(time),
         message: step.message,
+        callbacks: step.callbacks.into_iter().map(callback).collect(),
+    }
+}
+
+fn callback(callback: CallbackSummary) -> CallbackStatus {
+    CallbackStatus {
+        name: callback.callback.text().to_owned(),
+        phase: match callback.phase {
+            CallbackPhase::Owed => StepPhase::Pending,
+            CallbackPhase::Running => StepPhase::Running,
+            CallbackPhase::Succeeded => StepPhase::Succeeded,
+            CallbackPhase::Failed => StepPhase::Failed,
+        },
+        message: callback.message,
     }
 }
 
@@ -195,7 +215,11 @@ pub(super) fn news(before: &WorkflowStatus, after: &WorkflowStatus) -> Vec<(bool
         {
             news.push((warning, reason.to_owned(), format!("step {}{more}", step.name)));
         }
+        let was = before.steps.iter().find(|old| old.name == step.name);
+        let was = was.map(|old| old.callbacks.as_slice()).unwrap_or_default();
+        news.extend(failed_callbacks(&format!("step {}, ", step.name), was, &step.callbacks));
     }
+    news.extend(failed_callbacks("", &before.callbacks, &after.callbacks));
     if before.phase != after.phase
         && let Some((warning, reason)) = phase_news(before.phase, after.phase)
     {
@@ -208,6 +232,19 @@ pub(super) fn news(before: &WorkflowStatus, after: &WorkflowStatus) -> Vec<(bool
         news.push((true, HELD_UP.to_owned(), why.map(|why| why.message.clone()).unwrap_or_default()));
     }
     news
+}
+
+/// Callbacks that have failed since; nothing else in the workflow tells.
+fn failed_callbacks(
+    place: &str,
+    before: &[CallbackStatus],
+    after: &[CallbackStatus],
+) -> Vec<(bool, String, String)> {
+    let is_new = |it: &&CallbackStatus| it.phase == StepPhase::Failed && !before.contains(it);
+    let failed = after.iter().filter(is_new);
+    let note =
+        |it: &CallbackStatus| format!("{place}{}: {}", it.name, it.message.clone().unwrap_or_default());
+    failed.map(|it| (true, "CallbackFailed".to_owned(), note(it))).collect()
 }
 
 fn step_news(step: &StepStatus) -> Option<(bool, &'static str, String)> {
@@ -251,4 +288,139 @@ pub(super) fn expiry(workflow: &Workflow) -> Option<Timestamp> {
     let ttl = workflow.spec.ttl_after_finished.as_ref().filter(|_| !tracked)?;
     let finished = workflow.status.as_ref()?.finished_at.as_ref()?.0;
     finished.checked_add(SignedDuration::try_from(ttl.get()).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longshore_crds::WorkflowSpec;
+    use longshore_workflow::{Event, Failure, Outcome, ResultRef, Target};
+    use serde_json::json;
+
+    fn workflow() -> Workflow {
+        let spec: WorkflowSpec = serde_json::from_value(json!({
+            "queueRef": { "name": "q" },
+            "steps": [{ "name": "one", "job": { "type": "t" } }, { "name": "two", "job": { "type": "t" } }],
+            "finally": { "job": { "type": "t" } },
+        }))
+        .unwrap();
+        let mut workflow = Workflow::new("w", spec);
+        workflow.metadata.generation = Some(3);
+        workflow
+    }
+
+    fn target(step: u16) -> Target {
+        Target::Member { step, member: 0 }
+    }
+
+    /// The statuses that follow each other while `events` are heard.
+    fn statuses(events: Vec<Event>) -> Vec<WorkflowStatus> {
+        let (mut object, mut state) = (workflow(), State::new());
+        let plan = super::super::plan::plan(&object.spec);
+        let mut all = Vec::new();
+        for (event, at) in events.into_iter().zip(1000..) {
+            state = state.apply(&plan, event, at).unwrap().0;
+            let status = status(&object, &plan, &state, None, Timestamp::from_millisecond(1000).unwrap());
+            object.status = Some(status.clone());
+            all.push(status);
+        }
+        all
+    }
+
+    fn settled(target: Target, outcome: Outcome) -> Event {
+        Event::Settled { target, round: 0, outcome, settled_at: 1000 }
+    }
+
+    fn done() -> Outcome {
+        Outcome::Succeeded { result: ResultRef::None }
+    }
+
+    fn history() -> Vec<WorkflowStatus> {
+        let finally = Target::Callback(longshore_workflow::Callback::Finally);
+        let broken =
+            Outcome::Failed(Failure { reason: "Exhausted".into(), message: "it answered 500".into() });
+        statuses(vec![
+            Event::Started,
+            Event::Dispatched { targets: vec![target(0)] },
+            settled(target(0), done()),
+            settled(target(1), done()),
+            settled(finally, broken),
+        ])
+    }
+
+    #[test]
+    fn people_hear_of_each_transition_once() {
+        let history = history();
+        let mut before = WorkflowStatus::default();
+        let mut heard = Vec::new();
+        for after in history {
+            heard.extend(news(&before, &after).into_iter().map(|(warning, reason, _)| (warning, reason)));
+            before = after;
+        }
+        let expected = [
+            (false, "Started"),
+            (false, "StepStarted"),
+            (false, "StepSucceeded"),
+            (false, "StepStarted"),
+            (false, "StepSucceeded"),
+            (false, "Finishing"),
+            (true, "CallbackFailed"),
+            (false, "Succeeded"),
+        ];
+        assert_eq!(heard, expected.map(|(warning, reason)| (warning, reason.to_owned())));
+    }
+
+    #[test]
+    fn a_failed_callback_is_told_and_changes_nothing() {
+        let last = history().pop().unwrap();
+        assert_eq!(last.phase, WorkflowPhase::Succeeded);
+        let told: Vec<_> = last.callbacks.iter().map(|it| (it.name.as_str(), it.phase)).collect();
+        assert_eq!(told, [("finally", StepPhase::Failed)]);
+        assert_eq!(last.callbacks[0].message.as_deref(), Some("Exhausted: it answered 500"));
+    }
+
+    #[test]
+    fn bookkeeping_is_no_transition_and_a_step_is() {
+        let history = history();
+        assert!(is_transition(&WorkflowStatus::default(), &history[0]), "the start");
+        assert!(!is_transition(&history[0], &history[1]), "a job went in");
+        assert!(is_transition(&history[1], &history[2]), "a step ended");
+        assert!(!tells_more(Some(&history[1]), &history[1]));
+    }
+
+    #[test]
+    fn a_hold_up_is_told_until_it_is_over() {
+        let (object, state) = (workflow(), State::new());
+        let plan = super::super::plan::plan(&object.spec);
+        let (state, _) = state.apply(&plan, Event::Started, 1000).unwrap();
+        let at = |why: Option<&str>| {
+            status(&object, &plan, &state, why.map(str::to_owned), Timestamp::from_millisecond(1000).unwrap())
+        };
+        let (fine, held) = (at(None), at(Some("Broker \"b\" does not answer")));
+        assert!(tells_of_a_hold_up(&held) && !tells_of_a_hold_up(&fine));
+        assert!(tells_more(Some(&fine), &held) && tells_more(Some(&held), &fine));
+        assert_eq!(news(&fine, &held).len(), 1);
+        assert!(news(&held, &fine).is_empty());
+    }
+
+    #[test]
+    fn tracked_objects_are_never_deleted_by_age() {
+        let mut object = workflow();
+        object.spec.ttl_after_finished = Some("1s".parse().unwrap());
+        let finished = WorkflowStatus { finished_at: time(5000), ..WorkflowStatus::default() };
+        object.status = Some(finished);
+        let of = |labels: &[(&str, &str)]| {
+            let mut object = object.clone();
+            object.metadata.labels =
+                Some(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect());
+            expiry(&object).is_some()
+        };
+        assert!(of(&[]));
+        assert!(of(&[("app.kubernetes.io/instance", "x"), ("app.kubernetes.io/managed-by", "Helm")]));
+        for tracked in
+            ["app.kubernetes.io/instance", "argocd.argoproj.io/instance", "kustomize.toolkit.fluxcd.io/name"]
+        {
+            assert!(!of(&[(tracked, "x")]), "{tracked}");
+        }
+    }
 }
