@@ -27,7 +27,8 @@ pub enum Event {
     },
     /// Jobs are in the broker, whoever put them there, just now or before: this also answers a question after a silence.
     ///
-    /// Who keeps it to fold it later has to keep its time with it: a silence is over at the time of the answer.
+    /// Who keeps it to fold it later has to keep its time with it: a silence is over at the time of the answer, and with
+    /// a later time a job would not be asked for that was silent in between.
     Dispatched {
         /// Their places.
         targets: Vec<Target>,
@@ -55,7 +56,10 @@ pub enum Event {
         /// Its place.
         target: Target,
     },
-    /// The broker was asked to cancel jobs.
+    /// The broker was asked to cancel jobs: any part of those that were owed.
+    ///
+    /// A job that was asked for is not waited for any more when nobody knows that it is in the broker. Where the answer
+    /// says that it is there and runs on, [`Event::Dispatched`] comes first: then it is waited for.
     CancelAsked {
         /// Their places.
         targets: Vec<Target>,

@@ -7,7 +7,11 @@
 //! What the controller has to keep to:
 //! - Completions are folded in the order in which they were settled, and [`Event::TimerFired`] after them: a job that
 //!   was settled before the deadline then wins even when its completion arrived later.
+//! - What only records what was performed ([`Event::Dispatched`], [`Event::CancelAsked`]) may wait for the next commit,
+//!   each with the time at which it was performed. It is folded first and in its order, on whatever was committed
+//!   meanwhile; times may go back from one event to the next. Losing it repeats harmless work.
 //! - It looks again at [`State::next_timer`] and folds [`Event::TimerFired`].
+//! - A workflow whose [`State::worst_case_bytes`] do not fit into its status must not start.
 //! - The object must not go away while [`State::may_have_jobs_out`].
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -19,7 +23,9 @@ mod members;
 mod owed;
 mod plan;
 mod queries;
+mod ranges;
 mod results;
+mod size;
 mod state;
 mod summary;
 mod target;

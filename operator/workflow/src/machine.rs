@@ -65,6 +65,7 @@ impl State {
             Event::ResolveFailed { step, failure } => self.resolve_failed(step, &failure, now),
             Event::Dispatched { targets } => {
                 targets.iter().for_each(|target| self.dispatched(plan, target, now));
+                self.end_silences(now);
             }
             Event::DispatchRefused { target, failure } => {
                 self.settle(plan, &target, Outcome::Failed(failure), now);
@@ -80,7 +81,7 @@ impl State {
             // Another round's: the job is not one of those that this state waits for.
             Event::Settled { .. } => {}
             Event::Lost { target } => self.lost(plan, &target, now),
-            Event::CancelAsked { targets } => targets.iter().for_each(|target| self.cancel_asked(target)),
+            Event::CancelAsked { targets } => self.cancel_asked(plan, &targets),
             Event::SuspendRequested => self.suspended = true,
             Event::ResumeRequested => self.suspended = false,
             Event::CancelRequested => self.cancel(plan, now),

@@ -1,7 +1,7 @@
 //! Where the job of each member of a step stands, in little room.
 //!
 //! As text it is either runs (`1200f3n40o`) or, where that is longer, a base64 of numbers to the base 5: 100,000 members
-//! in any pattern take about 41 KB.
+//! in any pattern take about 41 KB. Where all succeeded, one bit each says whether they answered.
 
 use crate::MAX_MEMBERS;
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
@@ -133,6 +133,58 @@ impl Roster {
         format!(":{}:{}", self.codes.len(), STANDARD_NO_PAD.encode(bytes))
     }
 
+    /// One bit for each, if all succeeded: whether it answered.
+    fn bits(&self) -> Option<String> {
+        if self.succeeded() != self.total() {
+            return None;
+        }
+        let answered = |code: &u8| u8::from(*code == Member::Answered as u8);
+        let bytes: Vec<u8> = self
+            .codes
+            .chunks(8)
+            .map(|eight| eight.iter().rev().fold(0, |bits, code| bits << 1 | answered(code)))
+            .collect();
+        Some(format!("={}:{}", self.codes.len(), STANDARD_NO_PAD.encode(bytes)))
+    }
+
+    fn text(&self) -> String {
+        let limit = Self::worst_case_bytes(self.total());
+        let others = || self.bits().unwrap_or_else(|| self.packed());
+        match self.runs(limit) {
+            Some(runs) if runs.len() <= Self::SHORT => runs,
+            Some(runs) => Some(others()).filter(|other| other.len() < runs.len()).unwrap_or(runs),
+            None => others(),
+        }
+    }
+
+    /// Bytes that are not worth saving.
+    pub(crate) const SHORT: usize = 16;
+
+    /// Bytes of its text.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.text().len()
+    }
+
+    /// Bytes that the text of so many takes at most.
+    pub(crate) const fn worst_case_bytes(count: u32) -> usize {
+        // The number, its two colons, and the bits that a group of base64 does not fill.
+        (count as usize).div_ceil(PER_WORD) * 16 / 3 + 16
+    }
+
+    pub(crate) fn answered(&self) -> u32 {
+        self.count(Member::Answered)
+    }
+
+    /// Takes all for such that ended well without a result.
+    pub(crate) fn all_silent(&mut self) {
+        *self = Self::of(vec![Member::Silent as u8; self.codes.len()]);
+    }
+
+    /// Takes all for such that ended well with a result.
+    pub(crate) fn all_answered(&mut self) {
+        *self = Self::of(vec![Member::Answered as u8; self.codes.len()]);
+    }
+
     fn of(codes: Vec<u8>) -> Self {
         let mut roster = Self { codes, counts: [0; 5], first_waiting: 0 };
         for code in &roster.codes {
@@ -153,17 +205,17 @@ fn narrow(number: usize) -> u32 {
 
 impl Serialize for Roster {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        let packed_length = self.codes.len().div_ceil(PER_WORD) * 16 / 3;
-        out.serialize_str(&self.runs(packed_length).unwrap_or_else(|| self.packed()))
+        out.serialize_str(&self.text())
     }
 }
 
 impl<'de> Deserialize<'de> for Roster {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let text = String::deserialize(input)?;
-        let codes = match text.strip_prefix(':') {
-            Some(packed) => unpack(packed),
-            None => unroll(&text),
+        let codes = match (text.strip_prefix(':'), text.strip_prefix('=')) {
+            (Some(packed), _) => unpack(packed),
+            (None, Some(bits)) => read_bits(bits),
+            (None, None) => unroll(&text),
         };
         codes.map(Self::of).ok_or_else(|| D::Error::custom("members make no sense"))
     }
@@ -202,6 +254,19 @@ fn unpack(text: &str) -> Option<Vec<u8>> {
         }
     }
     Some(codes)
+}
+
+fn read_bits(text: &str) -> Option<Vec<u8>> {
+    let (count, packed) = text.split_once(':')?;
+    let count: usize = count.parse().ok()?;
+    let bytes = STANDARD_NO_PAD.decode(packed).ok()?;
+    if count > MAX_MEMBERS as usize || bytes.len() != count.div_ceil(8) {
+        return None;
+    }
+    let bit = |at: usize| bytes[at / 8] >> (at % 8) & 1;
+    let code = |at| if bit(at) == 1 { Member::Answered as u8 } else { Member::Silent as u8 };
+    let beyond = (count..bytes.len() * 8).all(|at| bit(at) == 0);
+    beyond.then(|| (0..count).map(code).collect())
 }
 
 #[cfg(test)]
@@ -246,6 +311,24 @@ mod tests {
     }
 
     #[test]
+    fn those_that_all_ended_well_take_a_bit_each() {
+        let member = |at: u32| if at % 7 * (at % 11) % 7 < 3 { Member::Silent } else { Member::Answered };
+        for count in (20..60).chain([MAX_MEMBERS]) {
+            let all = roster((0..count).map(member));
+            assert!(text(&all).len() < 40 + count as usize / 8 * 4 / 3, "{}", text(&all));
+            assert_eq!(read(&text(&all)), Some(all));
+        }
+    }
+
+    #[test]
+    fn no_text_is_longer_than_was_estimated() {
+        for count in (0..200_u32).chain([4_999, 5_000, MAX_MEMBERS]) {
+            let all = roster((0..count).map(|at| Member::ALL[at as usize * 7 % 5]));
+            assert!(all.text_bytes() <= Roster::worst_case_bytes(count), "{count}: {}", all.text_bytes());
+        }
+    }
+
+    #[test]
     fn texts_that_make_no_sense_are_refused() {
         for wrong in [
             "3",
@@ -263,6 +346,11 @@ mod tests {
             ":1://///w",
             ":2:Gf////",
             ":99999999:AAAAAA",
+            "=",
+            "=1:",
+            "=1:Ag",
+            "=9:AA",
+            "=99999999:AA",
         ] {
             assert_eq!(read(wrong), None, "{wrong}");
         }

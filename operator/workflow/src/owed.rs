@@ -1,7 +1,7 @@
 //! What the state owes the world.
 
 use crate::{
-    Effect, Millis, Plan, PlannedStep, State, StepPhase, Target,
+    Effect, Millis, Plan, PlannedStep, State, Target,
     members::{Member, Roster},
     state::{Slot, StepState},
 };
@@ -57,8 +57,9 @@ impl State {
                 effects.push(Effect::Resolve { step });
                 continue;
             };
-            let targets: Vec<_> =
-                window(members, planned).map(|member| Target::Member { step, member }).collect();
+            let targets: Vec<_> = window(members, planned, MAX_IN_ONE_GO)
+                .map(|member| Target::Member { step, member })
+                .collect();
             push(effects, &targets, |targets| Effect::Dispatch { targets });
         }
     }
@@ -73,7 +74,7 @@ impl State {
         for (step, state) in self.numbered().filter(|(_, state)| plan.is_silence(state.heard_at, now)) {
             // The lost members of a decided step are not wanted back.
             if let Some(members) = state.members.as_ref().filter(|_| state.is_open()) {
-                let unasked = members.all(Member::Out).filter(|member| *member >= state.asked_to);
+                let unasked = members.all(Member::Out).filter(|member| !state.asked.contains(*member));
                 targets.extend(unasked.take(MAX_IN_ONE_GO).map(|member| Target::Member { step, member }));
             }
             let callback = state.callbacks.open().map(|callback| Target::StepCallback { step, callback });
@@ -84,6 +85,11 @@ impl State {
             targets.extend(callback.filter(|target| *self.slot(target) == Slot::Out));
         }
         push(effects, &targets, |targets| Effect::Ask { targets });
+    }
+
+    /// Whether a callback is in the broker, or may be there with nobody having asked for its cancellation.
+    pub(crate) fn callback_may_be_out(&self) -> bool {
+        self.open_callbacks().any(|target| *self.slot(&target) == Slot::Out || !self.callback_cancelled)
     }
 
     /// Callbacks whose jobs may be in the broker.
@@ -97,24 +103,35 @@ impl State {
 
 impl StepState {
     /// Members that may be in the broker and that nobody asked to be cancelled, in order.
-    ///
-    /// Whoever dispatched may have died before it was recorded, so that what was owed last may be out as well.
-    fn to_cancel(&self, planned: &PlannedStep) -> Vec<u32> {
-        let Some(members) = &self.members else { return Vec::new() };
-        let mut open: Vec<u32> = members.all(Member::Out).collect();
-        if self.phase == StepPhase::Running {
-            open.extend(window(members, planned));
-        }
-        open.retain(|member| *member >= self.cancelled_to);
+    pub(crate) fn to_cancel(&self, planned: &PlannedStep) -> Vec<u32> {
+        let mut open: Vec<u32> = self.not_cancelled(planned).collect();
         open.sort_unstable();
         open
+    }
+
+    /// Whether members are in the broker, or may be there with nobody having asked for their cancellation.
+    pub(crate) fn members_may_be_out(&self, planned: &PlannedStep) -> bool {
+        self.out() > 0 || self.not_cancelled(planned).next().is_some()
+    }
+
+    /// Whoever dispatched may have died before any of it was recorded. What was owed since the last record is out then
+    /// too: never more than fits beside what is known to be out, but that may be many times what is owed in one go.
+    fn not_cancelled(&self, planned: &PlannedStep) -> impl Iterator<Item = u32> {
+        let members = self.members.as_ref().into_iter();
+        let open =
+            members.flat_map(|members| members.all(Member::Out).chain(window(members, planned, usize::MAX)));
+        open.filter(|member| !self.cancelled.contains(*member))
     }
 }
 
 /// Members that are to be dispatched next.
-fn window<'a>(members: &'a Roster, planned: &PlannedStep) -> impl Iterator<Item = u32> + use<'a> {
+fn window<'a>(
+    members: &'a Roster,
+    planned: &PlannedStep,
+    most: usize,
+) -> impl Iterator<Item = u32> + use<'a> {
     let room = planned.max_parallel().saturating_sub(members.count(Member::Out)) as usize;
-    members.all(Member::Waiting).take(room.min(MAX_IN_ONE_GO))
+    members.all(Member::Waiting).take(room.min(most))
 }
 
 fn push(effects: &mut Vec<Effect>, targets: &[Target], make: impl Fn(Vec<Target>) -> Effect) {

@@ -98,6 +98,19 @@ impl CallbackSet {
     }
 }
 
+impl std::ops::BitOr for CallbackSet {
+    type Output = Self;
+
+    /// The callbacks of either.
+    fn bitor(self, other: Self) -> Self {
+        Self {
+            then: self.then || other.then,
+            catch: self.catch || other.catch,
+            finally: self.finally || other.finally,
+        }
+    }
+}
+
 impl Plan {
     /// A step by its number.
     pub(crate) fn step(&self, step: u16) -> Option<&PlannedStep> {

@@ -5,22 +5,34 @@ use crate::Failure;
 /// Bytes of one result in the state.
 const MAX_INLINE: usize = 1024;
 /// Bytes of all results in the state, as they stand in its JSON.
-const MAX_INLINE_TOTAL: usize = 16 * 1024;
+pub(crate) const MAX_INLINE_TOTAL: usize = 16 * 1024;
 /// What a result takes beside its own text: its member's number and punctuation.
-const ENTRY: usize = 10;
+const ENTRY: usize = 11;
 /// Failures of a step that are kept with their message.
 pub(crate) const MAX_FAILURES: usize = 10;
 /// Bytes of a kept message, as it stands in JSON.
-const MAX_MESSAGE: usize = 256;
+pub(crate) const MAX_MESSAGE: usize = 256;
 /// Bytes of a kept reason.
 const MAX_REASON: usize = 64;
+/// Places whose contradiction is remembered; more of them tell nothing new.
+pub(crate) const MAX_CONFLICTS: usize = 64;
 
 /// Bytes that a result would take in the state, when there is room for it.
 pub(crate) fn room_for(text: &str, taken: u32) -> Option<u32> {
     // Short texts with many quotes grow in JSON, and many tiny ones have numbers that are longer than themselves.
-    let cost = text.chars().map(width).sum::<usize>() + ENTRY;
+    let cost = width_of(text) + ENTRY;
     let fits = text.len() <= MAX_INLINE && taken as usize + cost <= MAX_INLINE_TOTAL;
     fits.then(|| u32::try_from(cost).ok()).flatten()
+}
+
+/// A failure that takes as much room as any can.
+pub(crate) fn longest_failure() -> Failure {
+    Failure { reason: "x".repeat(MAX_REASON), message: "x".repeat(MAX_MESSAGE) }
+}
+
+/// Bytes of a text in JSON, without its quotes.
+pub(crate) fn width_of(text: &str) -> usize {
+    text.chars().map(width).sum()
 }
 
 /// A failure cut to its limits.
@@ -69,10 +81,10 @@ mod tests {
 
     #[test]
     fn a_result_has_room_by_its_own_size_and_by_all() {
-        assert_eq!(room_for("\"ok\"", 0), Some(16));
-        assert_eq!(room_for(&"x".repeat(1024), 0), Some(1034));
+        assert_eq!(room_for("\"ok\"", 0), Some(17));
+        assert_eq!(room_for(&"x".repeat(1024), 0), Some(1035));
         assert_eq!(room_for(&"x".repeat(1025), 0), None);
-        assert_eq!(room_for("x", 16 * 1024 - 11), Some(11));
-        assert_eq!(room_for("x", 16 * 1024 - 10), None);
+        assert_eq!(room_for("x", 16 * 1024 - 12), Some(12));
+        assert_eq!(room_for("x", 16 * 1024 - 11), None);
     }
 }

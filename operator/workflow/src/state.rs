@@ -3,6 +3,7 @@
 use crate::{
     Callback, Failure, Millis, Plan, ResultRef, Target,
     members::{Member, Roster},
+    ranges::Ranges,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,15 +168,15 @@ pub(crate) struct StepState {
     /// When this was found out. Not when it came about: after an outage the grace for cancelled jobs begins now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) decided_at: Option<Millis>,
-    /// The broker was asked to cancel the members below.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(crate) cancelled_to: u32,
+    /// The members that the broker was asked to cancel.
+    #[serde(rename = "cancelledTo", skip_serializing_if = "Ranges::is_empty")]
+    pub(crate) cancelled: Ranges,
     /// Since when nothing was heard of any job of this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) heard_at: Option<Millis>,
-    /// In the present silence the members below were asked for.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(crate) asked_to: u32,
+    /// The members that were asked for in the present silence.
+    #[serde(rename = "askedTo", skip_serializing_if = "Ranges::is_empty")]
+    pub(crate) asked: Ranges,
     #[serde(skip_serializing_if = "Slots::is_empty")]
     pub(crate) callbacks: Slots,
 }
@@ -312,6 +313,9 @@ impl State {
     }
 
     /// Where the result of a job is; `None` unless it succeeded.
+    ///
+    /// Of a large batch that ended it may be said to be stored though the job answered nothing: where so many patterns
+    /// don't fit, only the store knows. Finding nothing there means that there was nothing.
     pub fn result(&self, target: &Target) -> Option<ResultRef> {
         let Target::Member { step, member } = target else {
             return None;
@@ -320,11 +324,14 @@ impl State {
         let members = step.members.as_ref()?;
         match members.get(*member)? {
             Member::Waiting | Member::Out | Member::Failed => None,
+            // Once its step ended, one with a result that stands here may be taken for silent.
+            Member::Silent | Member::Answered if step.inline.contains_key(member) => {
+                step.inline.get(member).cloned().map(ResultRef::Inline)
+            }
             Member::Silent => Some(ResultRef::None),
-            Member::Answered => Some(step.inline.get(member).map_or_else(
-                || ResultRef::Stored { bytes: if members.total() == 1 { step.stored_bytes } else { 0 } },
-                |text| ResultRef::Inline(text.clone()),
-            )),
+            Member::Answered => {
+                Some(ResultRef::Stored { bytes: if members.total() == 1 { step.stored_bytes } else { 0 } })
+            }
         }
     }
 
@@ -365,6 +372,6 @@ impl StepState {
     /// Something was heard of its jobs.
     pub(crate) fn heard(&mut self, now: Millis) {
         self.heard_at = Some(now);
-        self.asked_to = 0;
+        self.asked.clear();
     }
 }

@@ -135,6 +135,10 @@ fn callbacks(planned: CallbackSet, slots: &Slots) -> Vec<CallbackSummary> {
                 Slot::Owed => (CallbackPhase::Owed, None),
                 Slot::Out => (CallbackPhase::Running, None),
                 Slot::Done => (CallbackPhase::Succeeded, None),
+                // The message of one of many may have been dropped.
+                Slot::Failed(failure) if failure.message.is_empty() => {
+                    (CallbackPhase::Failed, Some(failure.reason.clone()))
+                }
                 Slot::Failed(failure) => {
                     (CallbackPhase::Failed, Some(format!("{}: {}", failure.reason, failure.message)))
                 }

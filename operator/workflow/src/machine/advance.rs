@@ -23,7 +23,7 @@ impl State {
             return false;
         }
         if let Some(since) = self.deleting_since {
-            self.end_deletion(since, now);
+            self.end_deletion(plan, since, now);
             return false;
         }
         if let Some(index) = self.steps.iter().position(|step| step.phase == StepPhase::Running) {
@@ -36,9 +36,10 @@ impl State {
     }
 
     /// Nothing further is started; the end comes when nothing is out, or when it was waited for long enough.
-    fn end_deletion(&mut self, since: Millis, now: Millis) {
-        let out = self.callbacks.is_out()
-            || self.steps.iter().any(|step| step.out() > 0 || step.callbacks.is_out());
+    fn end_deletion(&mut self, plan: &Plan, since: Millis, now: Millis) {
+        let mut steps = self.steps.iter().zip(&plan.steps);
+        let out =
+            self.callback_may_be_out() || steps.any(|(state, planned)| state.members_may_be_out(planned));
         if !out || now >= since.saturating_add(CANCEL_GRACE) {
             self.phase = WorkflowPhase::Deleted;
             self.finished_at = Some(now);
@@ -64,7 +65,7 @@ impl State {
         let (Some(outcome), Some(decided)) = (state.outcome, state.decided_at) else {
             return false;
         };
-        if state.out() > 0 && now < decided.saturating_add(CANCEL_GRACE) {
+        if state.members_may_be_out(planned) && now < decided.saturating_add(CANCEL_GRACE) {
             return false;
         }
         match call_back(&mut state.callbacks, planned.callbacks(), outcome) {
@@ -83,7 +84,8 @@ impl State {
     fn end_step(&mut self, planned: &PlannedStep, index: usize, outcome: WorkflowOutcome, now: Millis) {
         let Some(state) = self.steps.get_mut(index) else { return };
         state.finished_at = Some(now);
-        (state.heard_at, state.asked_to) = (None, 0);
+        state.heard_at = None;
+        state.asked.clear();
         state.phase = match outcome {
             WorkflowOutcome::Succeeded => StepPhase::Succeeded,
             WorkflowOutcome::Failed => StepPhase::Failed,
@@ -94,6 +96,7 @@ impl State {
             let message = format!("step {} failed: {why}", planned.name);
             self.decide(WorkflowOutcome::Failed, Some(Reason::StepFailed), Some(&message), now);
         }
+        self.compact(index);
     }
 
     /// The workflow's callbacks, then the end.

@@ -1,10 +1,6 @@
 //! What the machine hears of the broker that is no completion: jobs went in, are still there, or are unknown.
 
-use crate::{
-    Millis, Plan, State, StepPhase, Target,
-    members::Member,
-    state::{Slot, StepState},
-};
+use crate::{Millis, Plan, State, StepPhase, Target, members::Member, state::Slot};
 
 impl State {
     /// Also of what is known already: it answers a question.
@@ -14,7 +10,7 @@ impl State {
         match target {
             Target::Member { step, member } => {
                 if let Some(state) = self.steps.get_mut(usize::from(*step)).filter(|_| new) {
-                    state.cancelled_to = state.cancelled_to.min(*member);
+                    state.cancelled.remove(*member);
                 }
             }
             Target::StepCallback { .. } | Target::Callback(_) => self.callback_cancelled &= !new,
@@ -22,7 +18,7 @@ impl State {
         self.answered(plan, target, now);
     }
 
-    /// The silence is broken once all that are out were asked for. Not silent: nothing to note.
+    /// Notes an answer that breaks a silence. Not silent: nothing to note.
     fn answered(&mut self, plan: &Plan, target: &Target, now: Millis) {
         if !self.is_out(target) {
             return;
@@ -32,8 +28,7 @@ impl State {
                 if let Some(state) = self.steps.get_mut(usize::from(*step))
                     && plan.is_silence(state.heard_at, now)
                 {
-                    state.asked_to = state.asked_to.max(member.saturating_add(1));
-                    state.end_silence(now);
+                    state.asked.insert(*member);
                 }
             }
             Target::StepCallback { step, .. } => {
@@ -58,18 +53,42 @@ impl State {
         if self.move_job(target, &(Member::Out, Slot::Out), &(Member::Waiting, Slot::Owed)) {
             self.lost = self.lost.saturating_add(1);
         }
+        self.end_silences(now);
     }
 
-    /// Callbacks are only cancelled for deletion.
-    pub(super) fn cancel_asked(&mut self, target: &Target) {
-        match target {
-            Target::Member { step, member } => {
-                if let Some(state) = self.steps.get_mut(usize::from(*step)) {
-                    state.cancelled_to = state.cancelled_to.max(member.saturating_add(1));
+    /// The silence of a step is over once all that are out were asked for, whatever part of them answers at a time.
+    pub(super) fn end_silences(&mut self, now: Millis) {
+        for state in self.steps.iter_mut().filter(|state| !state.asked.is_empty()) {
+            let all = state.members.as_ref().into_iter().flat_map(|members| members.all(Member::Out));
+            let open: Vec<u32> = all.filter(|member| !state.asked.contains(*member)).collect();
+            state.asked.close_gaps(&open);
+            if open.is_empty() {
+                state.heard(now);
+            }
+        }
+    }
+
+    /// Any part of what was owed may be heard of: its jobs may be in several brokers. Callbacks are only cancelled for
+    /// deletion.
+    pub(super) fn cancel_asked(&mut self, plan: &Plan, targets: &[Target]) {
+        let deleting = self.deleting_since.is_some();
+        for target in targets {
+            match target {
+                Target::Member { step, member } => {
+                    let state = self.steps.get_mut(usize::from(*step));
+                    if let Some(state) = state.filter(|state| deleting || state.ends_early()) {
+                        state.cancelled.insert(*member);
+                    }
+                }
+                Target::StepCallback { .. } | Target::Callback(_) => {
+                    self.callback_cancelled |= deleting && self.slot(target).is_open();
                 }
             }
-            Target::StepCallback { .. } | Target::Callback(_) => {
-                self.callback_cancelled |= self.deleting_since.is_some() && self.slot(target).is_open();
+        }
+        for (state, planned) in self.steps.iter_mut().zip(&plan.steps) {
+            if !state.cancelled.is_empty() {
+                let open = state.to_cancel(planned);
+                state.cancelled.close_gaps(&open);
             }
         }
     }
@@ -127,18 +146,6 @@ impl State {
             }
             Target::Callback(callback) => self.callbacks.set(*callback, slot),
             Target::Member { .. } => {}
-        }
-    }
-}
-
-impl StepState {
-    fn end_silence(&mut self, now: Millis) {
-        let open = self
-            .members
-            .as_ref()
-            .is_some_and(|all| all.all(Member::Out).any(|member| member >= self.asked_to));
-        if !open {
-            self.heard(now);
         }
     }
 }

@@ -3,12 +3,9 @@
 use crate::{
     Failure, Millis, Outcome, Plan, ResultRef, State, Target,
     members::Member,
-    results::{MAX_FAILURES, bounded, room_for},
+    results::{MAX_CONFLICTS, MAX_FAILURES, bounded, room_for},
     state::{Slot, StepState},
 };
-
-/// Places whose contradiction is remembered; more of them tell nothing new.
-const MAX_CONFLICTS: usize = 64;
 
 impl State {
     /// Whether a completion of this place would be the first one.

@@ -47,7 +47,7 @@ impl State {
             self.steps.iter().zip(&plan.steps).filter(|(state, _)| state.phase == StepPhase::Running);
         let of_steps = running.flat_map(|(state, planned)| {
             let asks = state.is_silent_after(plan).filter(|_| !self.suspended);
-            [state.timeout(planned), state.grace(), asks]
+            [state.timeout(planned), state.grace(planned), asks]
         });
         let heard = self.heard_at.filter(|_| self.callbacks.is_out() && !self.suspended);
         of_steps.chain([self.deadline(plan), plan.silence_from(heard)]).flatten().min()
@@ -62,9 +62,9 @@ impl StepState {
 
     /// When cancelled members aren't waited for any more. Nothing follows from it while a callback runs; news of a
     /// member that went in may come after one began.
-    fn grace(&self) -> Option<Millis> {
-        let waits = self.out() > 0 && self.callbacks.open().is_none();
-        after(self.decided_at.filter(|_| waits), Some(CANCEL_GRACE))
+    fn grace(&self, planned: &PlannedStep) -> Option<Millis> {
+        let decided = self.decided_at.filter(|_| self.callbacks.open().is_none());
+        after(decided.filter(|_| self.members_may_be_out(planned)), Some(CANCEL_GRACE))
     }
 
     /// When its jobs are asked for.

@@ -4,4 +4,6 @@
 mod crash;
 mod late;
 mod properties;
+mod sizes;
+mod stopping;
 mod world;

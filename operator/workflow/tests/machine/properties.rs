@@ -149,6 +149,7 @@ impl History {
         }
         let (version, data) = checkpoint::encode(&after);
         assert_eq!(checkpoint::decode(version, &data).unwrap(), after);
+        assert!(data.to_string().len() <= State::worst_case_bytes(&self.plan), "{data}");
         self.follow(event, &before);
         check_summary(&self.plan, &before.summary(&self.plan), &after.summary(&self.plan));
         self.state = after;
