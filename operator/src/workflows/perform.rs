@@ -49,9 +49,10 @@ pub(super) struct Reach {
     pub(super) queue: QueueName,
 }
 
-/// Whether `events` only record what was done, so that losing them repeats harmless work.
+/// Whether `events` only record what was done, so that losing them repeats harmless work. From a cancellation that was
+/// asked for an end may follow.
 pub(super) fn only_bookkeeping(events: &[Event]) -> bool {
-    events.iter().all(|event| matches!(event, Event::Dispatched { .. } | Event::CancelAsked { .. }))
+    events.iter().all(|event| matches!(event, Event::Dispatched { .. }))
 }
 
 /// Performs what the committed state owes now.

@@ -7,9 +7,9 @@
 //! What the controller has to keep to:
 //! - Completions are folded in the order in which they were settled, and [`Event::TimerFired`] after them: a job that
 //!   was settled before the deadline then wins even when its completion arrived later.
-//! - What only records what was performed ([`Event::Dispatched`], [`Event::CancelAsked`]) may wait for the next commit,
-//!   each with the time at which it was performed. It is folded first and in its order, on whatever was committed
-//!   meanwhile; times may go back from one event to the next. Losing it repeats harmless work.
+//! - [`Event::Dispatched`] only records what was performed and may wait for the next commit, with the time at which it was
+//!   performed. It is folded first and in its order, on whatever was committed meanwhile; times may go back from one
+//!   event to the next. Losing it repeats harmless work. No other event may wait: something may follow from each.
 //! - It looks again at [`State::next_timer`] and folds [`Event::TimerFired`].
 //! - A workflow whose [`State::worst_case_bytes`] do not fit into its status must not start.
 //! - The object must not go away while [`State::may_have_jobs_out`].

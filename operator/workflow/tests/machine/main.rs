@@ -6,4 +6,5 @@ mod late;
 mod properties;
 mod sizes;
 mod stopping;
+mod two_operators;
 mod world;
