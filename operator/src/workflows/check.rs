@@ -3,6 +3,7 @@
 use super::expressions;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use longshore_crds::{Batch, Callback, Json, WorkflowSpec};
+use longshore_workflow::{Plan, State};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -13,6 +14,27 @@ pub(super) struct Problem {
     pub(super) field: String,
     /// What is wrong.
     pub(super) message: String,
+}
+
+/// Bytes that a status may take at most, whatever happens.
+const MAX_STATUS: usize = 256 * 1024;
+/// Bytes that spec and status may take together; etcd takes a little more.
+const MAX_OBJECT: usize = 1024 * 1024;
+/// Bytes of a step and of everything that stands once, beside the machine's own state: names, messages, conditions.
+const OF_STEP: usize = 1200;
+const OF_REST: usize = 8 * 1024;
+
+/// What is wrong with the size of a workflow, if it could ever outgrow its object.
+pub(super) fn size_problem(spec: &WorkflowSpec, plan: &Plan) -> Option<String> {
+    let status = State::worst_case_bytes(plan) + spec.steps.len() * OF_STEP + OF_REST;
+    let written = serde_json::to_vec(spec).map_or(0, |text| text.len());
+    if status > MAX_STATUS {
+        return Some(format!(
+            "its status could take {status} bytes, the limit is {MAX_STATUS}; use fewer steps or members"
+        ));
+    }
+    (status + written > MAX_OBJECT)
+        .then(|| format!("spec and status could take {} bytes, the limit is {MAX_OBJECT}", status + written))
 }
 
 /// The first problem in `spec`, from top to bottom. To be called on a large stack.
@@ -227,6 +249,19 @@ mod tests {
         let first = json!({ "name": "one-by-one", "job": { "type": "t" } });
         let second = json!({ "name": "two", "job": { "type": "t", "payload": { "a": [expression] } } });
         found(&json!([first, second]), &json!({}))
+    }
+
+    #[test]
+    fn a_workflow_that_could_outgrow_its_object_is_found_before_its_start() {
+        let of = |steps: usize, payload: usize| {
+            let step = |number: usize| json!({ "name": format!("s{number}"), "job": { "type": "t", "payload": "x".repeat(payload) } });
+            let steps: Vec<_> = (0..steps).map(step).collect();
+            let spec: WorkflowSpec =
+                serde_json::from_value(json!({ "queueRef": { "name": "q" }, "steps": steps })).unwrap();
+            super::size_problem(&spec, &crate::workflows::plan::plan(&spec))
+        };
+        assert_eq!(of(100, 100), None);
+        assert!(of(100, 10_000).unwrap().contains("the limit is 1048576"));
     }
 
     #[test]

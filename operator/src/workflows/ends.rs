@@ -45,6 +45,10 @@ impl Run<'_> {
             let message = "it starts when suspend is set to false".to_owned();
             return self.wait("Suspended", message).await.map(Some);
         }
+        if let Some(problem) = check::size_problem(&self.object.spec, &self.plan) {
+            let status = report::invalid(&self.object, "TooLarge", &problem, self.context.now());
+            return self.stop(status, "TooLarge", &problem).await.map(Some);
+        }
         let spec = self.object.spec.clone();
         let problem = expressions::on_large_stack(move || check::problem(&spec)).await;
         if let Some(problem) = problem.map_err(Error::NoThread)? {

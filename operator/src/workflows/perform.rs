@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
 };
 use k8s_openapi::jiff::Timestamp;
-use longshore_drivers::{Enqueued, ErrorKind, JobId, NewJob, QueueName};
+use longshore_drivers::{Enqueued, ErrorKind, JobId, JobState, NewJob, QueueName};
 use longshore_workflow::{Effect, Event, Failure, Target};
 use std::{
     collections::BTreeMap,
@@ -337,7 +337,17 @@ async fn cancel(run: &Run<'_>, targets: &[Target], performed: &mut Performed) ->
             check_leader(run)?;
             let (targets, ids): (Vec<_>, Vec<_>) = chunk.iter().cloned().unzip();
             match call(run, &reach.broker, reach.connection.driver.cancel(&reach.queue, ids)).await {
-                Ok(_) => performed.events.push(Event::CancelAsked { targets }),
+                Ok(answers) => {
+                    // Whoever dispatched it may not have lived to record it: what runs is waited for.
+                    let runs = |(target, answer): (&Target, _)| {
+                        matches!(answer, Ok(JobState::Active)).then_some(*target)
+                    };
+                    let running: Vec<_> = targets.iter().zip(answers).filter_map(runs).collect();
+                    if !running.is_empty() {
+                        performed.events.push(Event::Dispatched { targets: running });
+                    }
+                    performed.events.push(Event::CancelAsked { targets });
+                }
                 Err(error) => performed.block(format!("Broker {:?}: {error}", reach.broker.1)),
             }
         }

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
 };
 use longshore_crds::WorkflowSpec;
-use longshore_drivers::{JobId, Limits, Payload, QueueName};
+use longshore_drivers::{JobId, Limits, Outcome, Payload, QueueName};
 use longshore_workflow::{Plan, ResultRef, State, Target};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,14 +156,32 @@ where
                 let found = found
                     .map_err(|_elapsed| Error::NotNow("the broker does not give results".to_owned()))?
                     .map_err(Error::broker("fetch results"))?;
-                for ((at, _), result) in chunk.iter().zip(found) {
-                    let Some(payload): Option<Payload> = result else { return Ok(None) };
-                    values[*at] = Some(decode(&payload.bytes));
+                let mut silent = false;
+                for ((at, place), result) in chunk.iter().zip(found) {
+                    let result: Option<Payload> = result;
+                    // Of large batches the state may not know which members answered nothing; their record tells.
+                    if result.is_none() && !silent {
+                        silent = is_silent(place).await?;
+                        if !silent {
+                            return Ok(None);
+                        }
+                    }
+                    values[*at] = Some(result.map_or(Value::Null, |payload| decode(&payload.bytes)));
                 }
             }
         }
         Ok(Some(values))
     }
+}
+
+/// Whether the job at `place` ended well without an answer.
+async fn is_silent(place: &Place) -> Result<bool> {
+    let inspected = place.connection.driver.inspect(&place.queue, &place.id);
+    let record = tokio::time::timeout(super::perform::CALL, inspected).await;
+    let record = record
+        .map_err(|_elapsed| Error::NotNow("the broker does not tell of a job".to_owned()))?
+        .map_err(Error::broker("look at a job without a result"))?;
+    Ok(record.is_some_and(|record| matches!(record.outcome, Some(Outcome::Succeeded { result: None }))))
 }
 
 /// A result as expressions see it: JSON, else text.
