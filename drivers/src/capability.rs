@@ -35,34 +35,45 @@ pub struct Delay {
     pub max: Duration,
 }
 
-/// The capabilities of one broker.
+/// The capabilities of one broker. What an older one doesn't speak of, it can't do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(clippy::struct_excessive_bools, reason = "a table of independent yes or no answers")]
 pub struct Capabilities {
     /// How long ids are remembered.
+    #[serde(deserialize_with = "crate::lenient::id_memory")]
     pub id_memory: IdMemory,
     /// A stale receipt is refused.
+    #[serde(default)]
     pub fencing: bool,
     /// A settle and the completion it writes are one transaction.
+    #[serde(default)]
     pub atomic_settle: bool,
     /// What holds a claimed job.
+    #[serde(deserialize_with = "crate::lenient::lease")]
     pub lease: Lease,
     /// Delayed jobs, if any.
     pub delay: Option<Delay>,
     /// A queue can stop handing out jobs.
+    #[serde(default)]
     pub pause: bool,
     /// Jobs can be listed and looked at by id.
+    #[serde(default)]
     pub inspect: bool,
     /// A job can be cancelled by id.
+    #[serde(default)]
     pub cancel: bool,
     /// Results are kept and can be fetched by id.
+    #[serde(default)]
     pub result_store: bool,
     /// Subscribers hear of new jobs without polling.
+    #[serde(default)]
     pub wake: bool,
     /// Depths are exact.
+    #[serde(default)]
     pub exact_depth: bool,
     /// What was acknowledged survives the death of the broker's process and machine.
+    #[serde(default)]
     pub durable: bool,
     /// Sizes.
     pub limits: Limits,

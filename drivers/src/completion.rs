@@ -1,7 +1,13 @@
 //! Completions: the fact that a job left the broker, addressed to whoever waits for it.
 
-use crate::{Error, JobId, Limits, Outcome, Payload, QueueName, Result, Timestamp};
-use serde::{Deserialize, Serialize};
+use crate::{
+    Error, JobId, Limits, Outcome, Payload, QueueName, Result, Timestamp,
+    lenient::{self, Open},
+};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess},
+};
 use std::{fmt, time::Duration};
 
 /// Where completions go: one stream per address. An operator's address is its installation.
@@ -53,7 +59,7 @@ impl fmt::Display for Address {
 
 /// Whom to tell when a job leaves the broker, and what to tell them beside the outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Notify {
     /// Where the completion goes.
     pub address: Address,
@@ -75,7 +81,7 @@ impl Notify {
 }
 
 /// A result as completions and outcomes carry it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StoredResult {
     /// Small: here it is.
@@ -88,6 +94,35 @@ pub enum StoredResult {
         /// Its bytes.
         bytes: u64,
     },
+}
+
+impl Open for StoredResult {
+    /// Wherever a newer broker keeps it: it can be asked for by the job's id.
+    fn bare(_: &str) -> Self {
+        Self::Stored { bytes: 0 }
+    }
+
+    fn holding<'de, A: MapAccess<'de>>(tag: &str, map: &mut A) -> Result<Self, A::Error> {
+        #[derive(Deserialize)]
+        struct Inline {
+            payload: Payload,
+        }
+        #[derive(Deserialize)]
+        struct Stored {
+            bytes: u64,
+        }
+        match tag {
+            "inline" => map.next_value().map(|Inline { payload }| Self::Inline { payload }),
+            "stored" => map.next_value().map(|Stored { bytes }| Self::Stored { bytes }),
+            other => map.next_value().map(|IgnoredAny| Self::bare(other)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredResult {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        lenient::open(input)
+    }
 }
 
 /// Proof that a completion was read.

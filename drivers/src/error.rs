@@ -56,6 +56,7 @@ impl fmt::Display for ErrorKind {
 #[error("{message}")]
 pub struct Error {
     /// What a caller may do about it.
+    #[serde(deserialize_with = "crate::lenient::error_kind")]
     pub kind: ErrorKind,
     /// What happened, to what, and what to do; never a payload or a credential.
     pub message: String,

@@ -1,9 +1,15 @@
 //! Jobs and what happens to them.
 
-use crate::{Error, ErrorKind, Limits, Notify, Result, Timestamp};
+use crate::{
+    Error, ErrorKind, Limits, Notify, Result, Timestamp,
+    lenient::{self, Open},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess},
+};
 use serde_json::value::RawValue;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -94,14 +100,19 @@ impl Payload {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WirePayload {
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WirePayload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    content_type: Option<String>,
+    pub(crate) content_type: Option<String>,
+    #[serde(default, deserialize_with = "raw", skip_serializing_if = "Option::is_none")]
+    pub(crate) json: Option<Box<RawValue>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    json: Option<Box<RawValue>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
+    pub(crate) base64: Option<String>,
+}
+
+/// Raw JSON that is there, `null` included: an optional one by itself would read that as absent.
+pub(crate) fn raw<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(input).map(Some)
 }
 
 impl From<Payload> for WirePayload {
@@ -111,7 +122,7 @@ impl From<Payload> for WirePayload {
         if payload.bytes.is_empty() {
             return Self { content_type, json: None, base64: None };
         }
-        // A raw value keeps its bytes, but not white space around it, and an optional one reads `null` as absent: then
+        // A raw value keeps its bytes, but not white space around it, and older readers take `null` for absent: then
         // base64 has to carry them.
         let padded = payload.bytes.first().is_some_and(u8::is_ascii_whitespace)
             || payload.bytes.last().is_some_and(u8::is_ascii_whitespace);
@@ -148,7 +159,7 @@ impl TryFrom<WirePayload> for Payload {
 
 /// What a producer set explicitly for one job; the rest is the queue's policy when it is claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Overrides {
     /// Attempts in all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,6 +173,18 @@ pub struct Overrides {
     pub timeout: Option<Duration>,
 }
 
+impl Overrides {
+    fn validate(&self) -> Result<()> {
+        if self.max_attempts == Some(0) {
+            return Err(Error::invalid("maxAttempts must be at least 1"));
+        }
+        if self.timeout.is_some_and(|timeout| timeout.as_millis() == 0) {
+            return Err(Error::invalid("timeoutMs must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
 /// A job to be enqueued.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -173,7 +196,7 @@ pub struct NewJob {
     #[serde(rename = "type")]
     pub job_type: String,
     /// What the handler gets.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::strict::payload")]
     pub payload: Payload,
     /// Not before this long from now, by the broker's clock.
     #[serde(
@@ -184,13 +207,13 @@ pub struct NewJob {
     )]
     pub delay: Duration,
     /// What the producer set explicitly.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::strict::overrides")]
     pub overrides: Overrides,
     /// Metadata that travels to the handler (`traceparent`, `Job-Meta-…`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
     /// Whom to tell when the job leaves the broker.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::strict::notify", skip_serializing_if = "Option::is_none")]
     pub notify: Option<Notify>,
 }
 
@@ -251,9 +274,7 @@ impl NewJob {
         if self.delay > Limits::MAX_DELAY {
             return Err(Error::invalid("a job can be delayed by 366 days at most"));
         }
-        if self.overrides.max_attempts == Some(0) {
-            return Err(Error::invalid("maxAttempts must be at least 1"));
-        }
+        self.overrides.validate()?;
         self.notify.as_ref().map_or(Ok(()), Notify::validate)
     }
 }
@@ -287,6 +308,7 @@ pub enum Enqueued {
         /// Its id.
         id: JobId,
         /// Where the known job stands.
+        #[serde(deserialize_with = "lenient::job_state")]
         state: JobState,
         /// How it ended, if it did.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -345,7 +367,7 @@ pub enum DeadReason {
 }
 
 /// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// Well. The result, if any, is in the result store or beside this.
@@ -365,6 +387,48 @@ pub enum Outcome {
     Cancelled,
     /// Removed by a purge or with its queue.
     Purged,
+}
+
+impl Open for Outcome {
+    /// An end that only newer brokers know is no success, and an end all the same: a workflow must not wait for more.
+    fn bare(tag: &str) -> Self {
+        match tag {
+            "cancelled" => Self::Cancelled,
+            "purged" => Self::Purged,
+            other => Self::Dead {
+                reason: DeadReason::Rejected,
+                failure: Failure::new(
+                    "UnknownOutcome",
+                    format!("this version doesn't know the end {other:?}"),
+                ),
+            },
+        }
+    }
+
+    fn holding<'de, A: MapAccess<'de>>(tag: &str, map: &mut A) -> Result<Self, A::Error> {
+        #[derive(Deserialize)]
+        struct Succeeded {
+            #[serde(default)]
+            result: Option<crate::StoredResult>,
+        }
+        #[derive(Deserialize)]
+        struct Dead {
+            #[serde(deserialize_with = "lenient::dead_reason")]
+            reason: DeadReason,
+            failure: Failure,
+        }
+        match tag {
+            "succeeded" => map.next_value().map(|Succeeded { result }| Self::Succeeded { result }),
+            "dead" => map.next_value().map(|Dead { reason, failure }| Self::Dead { reason, failure }),
+            other => map.next_value().map(|IgnoredAny| Self::bare(other)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        lenient::open(input)
+    }
 }
 
 /// One failure, for people.
@@ -456,12 +520,16 @@ pub struct Claimed {
 
 /// What a claimer does with a job it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Settle {
     /// It is done.
     Succeed {
         /// What the handler answered, if it is to be kept.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            deserialize_with = "crate::strict::result",
+            skip_serializing_if = "Option::is_none"
+        )]
         result: Option<Payload>,
     },
     /// Again, and this attempt counted.
@@ -470,6 +538,7 @@ pub enum Settle {
         #[serde(rename = "delayMs", with = "crate::time::millis", default)]
         delay: Duration,
         /// Why.
+        #[serde(deserialize_with = "crate::strict::failure")]
         failure: Failure,
     },
     /// Again, as if it had not been claimed.
@@ -483,13 +552,14 @@ pub enum Settle {
         /// Why it is dead.
         reason: DeadReason,
         /// The failure that killed it.
+        #[serde(deserialize_with = "crate::strict::failure")]
         failure: Failure,
     },
 }
 
 /// A settle of one job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Settlement {
     /// Proof of the claim.
     pub receipt: Receipt,
@@ -518,6 +588,7 @@ pub struct JobRecord {
     #[serde(rename = "type")]
     pub job_type: String,
     /// Where it stands.
+    #[serde(deserialize_with = "lenient::job_state")]
     pub state: JobState,
     /// Attempts that counted so far.
     pub attempts: u32,

@@ -11,10 +11,12 @@ mod completion;
 mod driver;
 mod error;
 mod job;
+mod lenient;
 mod limits;
 mod name;
 pub mod policy;
 mod queue;
+mod strict;
 mod time;
 
 #[cfg(feature = "conformance")]

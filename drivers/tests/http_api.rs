@@ -10,6 +10,8 @@ mod client;
 mod connections;
 #[path = "http_api/description.rs"]
 mod description;
+#[path = "http_api/newer_peer.rs"]
+mod newer_peer;
 #[path = "http_api/raw.rs"]
 mod raw;
 #[path = "http_api/requests.rs"]

@@ -33,6 +33,8 @@ const FAILURE: usize = 16 * 1024;
 const LIMITS: ApiLimits = ApiLimits {
     body: 8 * 1024 * 1024,
     bodies: 32 * 1024 * 1024,
+    reserved: 8 * 1024 * 1024,
+    responses: 32 * 1024 * 1024,
     call: Duration::from_secs(30),
     wait: Duration::from_secs(60),
     claimed: 16 * 1024 * 1024,

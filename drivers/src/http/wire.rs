@@ -4,16 +4,27 @@
 //! or untagged.
 
 use crate::{
-    Claimed, CompletionReceipt, Error, JobId, JobRecord, JobState, NewJob, Payload, Receipt, Result,
-    Settlement,
+    Claimed, CompletionReceipt, Error, ErrorKind, JobId, JobRecord, JobState, Payload, Receipt, Result,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, de::IgnoredAny};
+use serde_json::value::RawValue;
 use std::time::Duration;
+
+/// One item of many: one that can't be read leaves its neighbours alone.
+#[derive(Debug)]
+pub(crate) struct Each<T>(pub(crate) serde_json::Result<T>);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Each<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let text = <&RawValue>::deserialize(input)?;
+        Ok(Self(serde_json::from_str(text.get())))
+    }
+}
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct EnqueueBody {
-    pub(crate) jobs: Vec<NewJob>,
+pub(crate) struct EnqueueBody<J> {
+    pub(crate) jobs: Vec<J>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,14 +37,14 @@ pub(crate) struct ExtendBody {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct SettleBody {
-    pub(crate) settlements: Vec<Settlement>,
+pub(crate) struct SettleBody<S> {
+    pub(crate) settlements: Vec<S>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct IdsBody {
-    pub(crate) ids: Vec<JobId>,
+pub(crate) struct IdsBody<I = JobId> {
+    pub(crate) ids: Vec<I>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,10 +60,33 @@ pub(crate) struct AcknowledgeBody {
     pub(crate) receipts: Vec<CompletionReceipt>,
 }
 
-/// One answer per item, in the order of the request.
-#[derive(Debug, Serialize, Deserialize)]
+/// One answer per item, in the order of the request, as it is written.
+#[derive(Debug, Serialize)]
 pub(crate) struct Answers<T> {
     pub(crate) results: Vec<Answer<T>>,
+}
+
+/// The same as it is read.
+#[derive(Debug, Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+pub(crate) struct Heard<T> {
+    pub(crate) results: Vec<Each<Answer<T>>>,
+}
+
+/// It was done. Whatever a newer broker says besides is ignored.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Done;
+
+impl Serialize for Done {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_unit()
+    }
+}
+
+impl<'de> Deserialize<'de> for Done {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(input).map(|IgnoredAny| Self)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,11 +104,15 @@ impl<T> From<Vec<Result<T>>> for Answers<T> {
     }
 }
 
-impl<T> From<Answers<T>> for Vec<Result<T>> {
-    fn from(answers: Answers<T>) -> Self {
-        let back = |answer| match answer {
-            Answer::Ok(value) => Ok(value),
-            Answer::Error(error) => Err(error),
+impl<T> From<Heard<T>> for Vec<Result<T>> {
+    fn from(answers: Heard<T>) -> Self {
+        let back = |Each(answer)| match answer {
+            Ok(Answer::Ok(value)) => Ok(value),
+            Ok(Answer::Error(error)) => Err(error),
+            // Something was done, and a newer broker says so in words that nobody here knows.
+            Err(_) => {
+                Err(Error::new(ErrorKind::Ambiguous, "this version can't understand the broker's answer"))
+            }
         };
         answers.results.into_iter().map(back).collect()
     }
@@ -105,7 +143,7 @@ pub(crate) struct Purged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Enqueued, ErrorKind, Outcome, StoredResult};
+    use crate::{Enqueued, Outcome, StoredResult};
 
     #[test]
     fn answers_with_raw_payloads_survive_the_wire() {
@@ -119,7 +157,7 @@ mod tests {
         let sent: Vec<Result<Enqueued>> =
             vec![Ok(duplicate.clone()), Err(Error::new(ErrorKind::Conflict, "other payload"))];
         let text = serde_json::to_string(&Answers::from(sent)).unwrap();
-        let back: Vec<Result<Enqueued>> = serde_json::from_str::<Answers<Enqueued>>(&text).unwrap().into();
+        let back: Vec<Result<Enqueued>> = serde_json::from_str::<Heard<Enqueued>>(&text).unwrap().into();
         assert_eq!(back[0].as_ref().unwrap(), &duplicate);
         assert_eq!(back[1].as_ref().unwrap_err().kind, ErrorKind::Conflict);
     }
@@ -128,8 +166,8 @@ mod tests {
     fn a_settle_answers_ok_with_nothing_in_it() {
         let text = serde_json::to_string(&Answers::from(vec![Ok(())])).unwrap();
         assert_eq!(text, r#"{"results":[{"ok":null}]}"#);
-        let back: Vec<Result<()>> = serde_json::from_str::<Answers<()>>(&text).unwrap().into();
-        assert!(back[0].is_ok());
+        let back: Vec<Result<Done>> = serde_json::from_str::<Heard<Done>>(&text).unwrap().into();
+        assert_eq!(back[0].as_ref().unwrap(), &Done);
     }
 
     #[test]

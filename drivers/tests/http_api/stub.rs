@@ -29,6 +29,8 @@ pub(crate) struct Stub {
     pub(crate) claims: Mutex<Vec<u32>>,
     /// Enqueues and settles need a permit each.
     pub(crate) gate: Semaphore,
+    /// Claims need a permit each.
+    pub(crate) claim_gate: Semaphore,
     pub(crate) waiting: AtomicUsize,
     pub(crate) wakes: broadcast::Sender<Wake>,
     /// What every answer about a queue's depth is.
@@ -59,6 +61,7 @@ impl Default for Stub {
             batches: Mutex::default(),
             claims: Mutex::default(),
             gate: Semaphore::new(1_000_000),
+            claim_gate: Semaphore::new(1_000_000),
             waiting: AtomicUsize::new(0),
             wakes: broadcast::channel(16).0,
             stats: Ok(QueueStats::default()),
@@ -172,6 +175,7 @@ impl Driver for Stub {
     async fn claim(&self, queue: &QueueName, claim: Claim) -> Result<Vec<Claimed>> {
         self.claims.lock().unwrap().push(claim.max);
         let _waits = Waits::on(&self.waiting);
+        self.claim_gate.acquire().await.unwrap().forget();
         let deadline = tokio::time::Instant::now() + claim.wait;
         loop {
             let mut arrived = std::pin::pin!(self.arrived.notified());

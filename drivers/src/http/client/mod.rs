@@ -16,7 +16,7 @@ pub use token::TokenSource;
 use super::{
     Effect,
     wire::{
-        AcknowledgeBody, Answers, ClaimedJobs, EnqueueBody, ExtendBody, IdsBody, Inspected, PurgeBody,
+        AcknowledgeBody, ClaimedJobs, Done, EnqueueBody, ExtendBody, Heard, IdsBody, Inspected, PurgeBody,
         Purged, Results, SettleBody,
     },
 };
@@ -142,7 +142,7 @@ impl Driver for HttpDriver {
         let path = format!("/v1/queues/{queue}/settle");
         batch::in_parts(settlements, batch::settlement_bytes, |settlements| {
             let (path, count) = (path.clone(), settlements.len());
-            async move { self.ask_each(path, &SettleBody { settlements }, count).await }
+            async move { self.change_each(path, &SettleBody { settlements }, count).await }
         })
         .await
     }
@@ -198,7 +198,7 @@ impl Driver for HttpDriver {
     async fn redrive(&self, queue: &QueueName, ids: Vec<JobId>) -> Result<Vec<Result<()>>> {
         let count = ids.len();
         batch::check(count)?;
-        self.ask_each(format!("/v1/queues/{queue}/redrive"), &IdsBody { ids }, count).await
+        self.change_each(format!("/v1/queues/{queue}/redrive"), &IdsBody { ids }, count).await
     }
 
     async fn purge(&self, queue: &QueueName, state: JobState, limit: u32) -> Result<u64> {
@@ -223,6 +223,17 @@ impl HttpDriver {
         T: serde::de::DeserializeOwned,
     {
         ask_each(&self.transport, path, body, count).await
+    }
+
+    /// A change that answers nothing per item, if all went well.
+    async fn change_each<B: serde::Serialize + Sync>(
+        &self,
+        path: String,
+        body: &B,
+        count: usize,
+    ) -> Result<Vec<Result<()>>> {
+        let answers: Vec<Result<Done>> = self.ask_each(path, body, count).await?;
+        Ok(answers.into_iter().map(|answer| answer.map(|Done| ())).collect())
     }
 
     /// Asks for all at once; a broker that refuses so much is asked for the halves.
@@ -265,7 +276,7 @@ where
     B: serde::Serialize + Sync,
     T: serde::de::DeserializeOwned,
 {
-    let answers: Answers<T> = transport.call(Call::post(Effect::Changes, path, body)?).await?;
+    let answers: Heard<T> = transport.call(Call::post(Effect::Changes, path, body)?).await?;
     if answers.results.len() != count {
         return Err::<_, Error>(transport::wrong_count(Effect::Changes));
     }

@@ -16,7 +16,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     error::Error as StdError,
     sync::{PoisonError, RwLock},
@@ -188,10 +188,20 @@ impl Transport {
 async fn refusal(call: &Call, response: Response<Incoming>) -> Error {
     let status = response.status();
     let body = read(call, response.into_body(), PROBLEM).await.unwrap_or_default();
-    match serde_json::from_slice::<Problem>(&body) {
-        Ok(problem) => problem.into_error(),
-        Err(_) => Error::new(kind_of(status, call.effect), format!("the broker answered {status}")),
+    if let Ok(problem) = serde_json::from_slice::<Problem>(&body) {
+        return problem.into_error();
     }
+    // A kind that this version doesn't know still has a status, which says the most important.
+    let said = serde_json::from_slice(&body).ok().filter(|Said { detail }| !detail.is_empty());
+    let text = said.map_or_else(|| format!("the broker answered {status}"), |Said { detail }| detail);
+    Error::new(kind_of(status, call.effect), text)
+}
+
+/// What a problem of an unknown kind says.
+#[derive(Deserialize)]
+struct Said {
+    #[serde(default)]
+    detail: String,
 }
 
 async fn read(call: &Call, body: Incoming, limit: usize) -> Result<Bytes> {

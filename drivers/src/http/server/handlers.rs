@@ -2,20 +2,23 @@
 
 use super::{
     super::wire::{
-        AcknowledgeBody, Answers, ClaimedJobs, EnqueueBody, ExtendBody, IdsBody, Inspected, PurgeBody,
+        AcknowledgeBody, Answers, ClaimedJobs, Each, EnqueueBody, ExtendBody, IdsBody, Inspected, PurgeBody,
         Purged, Results, SettleBody,
     },
     Api,
     answer::Json,
-    body::Bounded,
+    body::{Bounded, unreadable},
     claim,
     extract::{Answer, At, Job, Owned, Page, Queue, nothing},
 };
 use crate::{
-    Claim, CompletionPage, Declaration, Declared, Enqueued, Error, ErrorKind, Extension, JobPage, JobState,
-    Limits, Payload, Probe, QueueStats, ReadCompletions, Result,
+    Claim, CompletionPage, Declaration, Declared, Enqueued, Error, ErrorKind, Extension, JobId, JobPage,
+    JobState, Limits, NewJob, Payload, Probe, QueueStats, ReadCompletions, Result, Settlement,
 };
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
 
 pub(super) async fn probe(State(api): State<Api>) -> Answer<Probe> {
     api.shared.directory.broker()?.probe().await.map(Json)
@@ -30,17 +33,22 @@ pub(super) async fn delete(queue: Queue, Owned(owner): Owned) -> Result<Response
     Ok(nothing())
 }
 
-pub(super) async fn enqueue(queue: Queue, body: Bounded<EnqueueBody>) -> Answer<Answers<Enqueued>> {
-    check_batch("jobs", body.value.jobs.len())?;
-    let answers = queue.driver.enqueue(&queue.name, body.value.jobs).await?;
+pub(super) async fn enqueue(
+    queue: Queue,
+    body: Bounded<EnqueueBody<Each<NewJob>>>,
+) -> Answer<Answers<Enqueued>> {
+    let jobs = body.value.jobs;
+    check_batch("jobs", jobs.len())?;
+    let answers = each("the job", jobs, |jobs| queue.driver.enqueue(&queue.name, jobs)).await?;
     Ok(Json(answers.into()))
 }
 
-pub(super) async fn claim(State(api): State<Api>, queue: Queue, body: Bounded<Claim>) -> Answer<ClaimedJobs> {
+pub(super) async fn claim(State(api): State<Api>, queue: Queue, body: Bounded<Claim>) -> Result<Response> {
     // Its share of the bodies goes back before the wait: a crowd of waiting claims must not keep others out.
-    let Bounded { value, .. } = body;
-    let jobs = claim::claim(&api, &queue.driver, &queue.name, value).await?;
-    Ok(Json(ClaimedJobs { jobs }))
+    let (jobs, share) = claim::claim(&api, &queue, body.into_value()).await?;
+    let response = Json(ClaimedJobs { jobs }).into_response();
+    drop(share);
+    Ok(response)
 }
 
 pub(super) async fn extend(queue: Queue, body: Bounded<ExtendBody>) -> Answer<Answers<Extension>> {
@@ -50,9 +58,11 @@ pub(super) async fn extend(queue: Queue, body: Bounded<ExtendBody>) -> Answer<An
     Ok(Json(answers.into()))
 }
 
-pub(super) async fn settle(queue: Queue, body: Bounded<SettleBody>) -> Answer<Answers<()>> {
-    check_batch("settlements", body.value.settlements.len())?;
-    let answers = queue.driver.settle(&queue.name, body.value.settlements).await?;
+pub(super) async fn settle(queue: Queue, body: Bounded<SettleBody<Each<Settlement>>>) -> Answer<Answers<()>> {
+    let settlements = body.value.settlements;
+    check_batch("settlements", settlements.len())?;
+    let settle = |settlements| queue.driver.settle(&queue.name, settlements);
+    let answers = each("the settlement", settlements, settle).await?;
     Ok(Json(answers.into()))
 }
 
@@ -70,11 +80,17 @@ pub(super) async fn inspect(queue: Queue, Job(id): Job) -> Answer<Inspected> {
 }
 
 /// Reads results in slices, so that a response stays within its limit; too many at once are `TooLarge`.
-pub(super) async fn results(State(api): State<Api>, queue: Queue, body: Bounded<IdsBody>) -> Answer<Results> {
+pub(super) async fn results(
+    State(api): State<Api>,
+    queue: Queue,
+    body: Bounded<IdsBody>,
+) -> Result<Response> {
     let ids = body.value.ids;
     check_batch("ids", ids.len())?;
     let limit = api.shared.limits.claimed;
-    let slice = (limit / queue.driver.capabilities().limits.max_result.max(1)).max(1);
+    let largest = queue.driver.capabilities().limits.max_result.max(1);
+    let share = api.share_of_responses(largest.saturating_mul(ids.len()).min(limit)).await?;
+    let slice = (limit / largest).max(1);
     let (mut results, mut spent) = (Vec::with_capacity(ids.len()), 0);
     for ids in ids.chunks(slice) {
         let some = queue.driver.results(&queue.name, ids.to_vec()).await?;
@@ -87,18 +103,22 @@ pub(super) async fn results(State(api): State<Api>, queue: Queue, body: Bounded<
             ));
         }
     }
-    Ok(Json(Results { results }))
+    let response = Json(Results { results }).into_response();
+    drop(share);
+    Ok(response)
 }
 
-pub(super) async fn cancel(queue: Queue, body: Bounded<IdsBody>) -> Answer<Answers<JobState>> {
-    check_batch("ids", body.value.ids.len())?;
-    let answers = queue.driver.cancel(&queue.name, body.value.ids).await?;
+pub(super) async fn cancel(queue: Queue, body: Bounded<IdsBody<Each<JobId>>>) -> Answer<Answers<JobState>> {
+    let ids = body.value.ids;
+    check_batch("ids", ids.len())?;
+    let answers = each("the id", ids, |ids| queue.driver.cancel(&queue.name, ids)).await?;
     Ok(Json(answers.into()))
 }
 
-pub(super) async fn redrive(queue: Queue, body: Bounded<IdsBody>) -> Answer<Answers<()>> {
-    check_batch("ids", body.value.ids.len())?;
-    let answers = queue.driver.redrive(&queue.name, body.value.ids).await?;
+pub(super) async fn redrive(queue: Queue, body: Bounded<IdsBody<Each<JobId>>>) -> Answer<Answers<()>> {
+    let ids = body.value.ids;
+    check_batch("ids", ids.len())?;
+    let answers = each("the id", ids, |ids| queue.driver.redrive(&queue.name, ids)).await?;
     Ok(Json(answers.into()))
 }
 
@@ -113,7 +133,7 @@ pub(super) async fn read_completions(
     At(address): At,
     body: Bounded<ReadCompletions>,
 ) -> Answer<CompletionPage> {
-    let Bounded { value: read, .. } = body;
+    let read = body.into_value();
     let broker = api.shared.directory.broker()?;
     let read = ReadCompletions { wait: read.wait.min(api.shared.limits.wait), ..read };
     tokio::select! {
@@ -138,6 +158,25 @@ pub(super) async fn unpin(queue: Queue, body: Bounded<IdsBody>) -> Result<Respon
     check_batch("ids", body.value.ids.len())?;
     queue.driver.unpin(&queue.name, body.value.ids).await?;
     Ok(nothing())
+}
+
+/// Makes `call` with the items that could be read. The others are refused here, each in its place.
+async fn each<T, R, F>(
+    what: &str,
+    items: Vec<Each<T>>,
+    call: impl FnOnce(Vec<T>) -> F + Send,
+) -> Result<Vec<Result<R>>>
+where
+    F: Future<Output = Result<Vec<Result<R>>>>,
+{
+    let mut readable = Vec::with_capacity(items.len());
+    let sort =
+        |Each(item): Each<T>| item.map(|item| readable.push(item)).map_err(|error| unreadable(what, &error));
+    let verdicts: Vec<Result<()>> = items.into_iter().map(sort).collect();
+    let mut answers = call(readable).await?.into_iter();
+    let missing = || Err(Error::new(ErrorKind::Fatal, "the driver answered too few items"));
+    let answer = |verdict: Result<()>| verdict.and_then(|()| answers.next().unwrap_or_else(missing));
+    Ok(verdicts.into_iter().map(answer).collect())
 }
 
 fn check_batch(what: &str, items: usize) -> Result<()> {

@@ -4,7 +4,7 @@
 //! its local API, with its own names for queues: see [`Directory`].
 //!
 //! What comes from the network is bounded before it is looked at: connections, heads, bodies, the bytes of all bodies
-//! together, and the time a request may take.
+//! together, and the time a request may take. So is what goes out: the bytes of a response and of all of them together.
 
 mod answer;
 mod auth;
@@ -25,7 +25,7 @@ pub use serve::{ServeLimits, serve};
 use crate::{DynDriver, Error, ErrorKind, QueueName, Result};
 use axum::Router;
 use std::{fmt::Debug, sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Leads from the name in a path to a queue.
@@ -67,11 +67,17 @@ pub struct ApiLimits {
     pub body: usize,
     /// Bytes of all bodies that are being read or worked on; beyond it requests are refused with `Unavailable`.
     pub bodies: usize,
+    /// Bytes of bodies beside these that producers can't use up: settles and extends come through a crowd of them.
+    pub reserved: usize,
+    /// Payload bytes of all responses that are being built, as far as sizes are known before. Whoever finds no room
+    /// waits for a quarter of `call`, and is refused with `Unavailable` then.
+    pub responses: usize,
     /// How long a request may take, beside what it asked to wait.
     pub call: Duration,
     /// The longest wait of a claim or of a read of completions.
     pub wait: Duration,
-    /// Payload bytes in one response. A claim answers fewer jobs then, a request for results is refused.
+    /// Payload bytes in one response. A claim answers fewer jobs then, a request for results is refused. Jobs that are
+    /// suddenly larger than those before them can pass it once, up to what the driver hands out in one claim.
     pub claimed: usize,
     /// The silence after which a wake stream says that it is alive.
     pub heartbeat: Duration,
@@ -82,6 +88,8 @@ impl Default for ApiLimits {
         Self {
             body: 32 * 1024 * 1024,
             bodies: 64 * 1024 * 1024,
+            reserved: 16 * 1024 * 1024,
+            responses: 64 * 1024 * 1024,
             call: Duration::from_secs(30),
             wait: Duration::from_mins(1),
             claimed: 16 * 1024 * 1024,
@@ -100,16 +108,31 @@ pub struct Api {
 struct Shared {
     directory: Arc<dyn Directory>,
     limits: ApiLimits,
-    /// A permit per byte of a body.
-    bodies: Arc<Semaphore>,
+    bodies: body::Budgets,
+    /// A permit per byte.
+    responses: Arc<Semaphore>,
+    sizes: claim::Sizes,
     stop: CancellationToken,
 }
 
 impl Api {
     /// An API over `directory`. When `stop` is cancelled, long polls are answered and streams end.
     pub fn new(directory: Arc<dyn Directory>, limits: ApiLimits, stop: CancellationToken) -> Self {
-        let bodies = Arc::new(Semaphore::new(limits.bodies));
-        Self { shared: Arc::new(Shared { directory, limits, bodies, stop }) }
+        let bodies = body::Budgets::new(&limits);
+        let responses = Arc::new(Semaphore::new(limits.responses));
+        let sizes = claim::Sizes::default();
+        Self { shared: Arc::new(Shared { directory, limits, bodies, responses, sizes, stop }) }
+    }
+
+    /// Room for `bytes` of a response, to be held while it is built. One larger than all of the room takes all of it.
+    async fn share_of_responses(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let Shared { limits, responses, .. } = &*self.shared;
+        let bytes = u32::try_from(bytes.min(limits.responses)).unwrap_or(u32::MAX);
+        let share = responses.clone().acquire_many_owned(bytes);
+        match tokio::time::timeout(limits.call / 4, share).await {
+            Ok(Ok(share)) => Ok(share),
+            _ => Err(Error::unavailable("too many bytes are on their way out; try again")),
+        }
     }
 
     /// The routes of `groups`. Anything else is answered with a problem too.

@@ -109,7 +109,7 @@ pub(super) fn router(api: &Api, groups: &[Group]) -> Router {
             Patience::Wait => Some(limits.wait + limits.call),
             Patience::Stream => None,
         };
-        let bound = from_fn_with_state((route.effect, patience), within);
+        let bound = from_fn_with_state(Bound { group: route.group, effect: route.effect, patience }, within);
         router = router.route(route.path, (route.handler)().layer(bound));
     }
     router
@@ -118,12 +118,18 @@ pub(super) fn router(api: &Api, groups: &[Group]) -> Router {
         .with_state(api.clone())
 }
 
-/// Ends a request that takes too long, its body included.
-async fn within(
-    State((effect, patience)): State<(Effect, Option<Duration>)>,
-    request: Request,
-    next: Next,
-) -> Response {
+/// What a route is told about its requests.
+#[derive(Debug, Clone, Copy)]
+struct Bound {
+    group: Group,
+    effect: Effect,
+    patience: Option<Duration>,
+}
+
+/// Says whose request it is, and ends one that takes too long, its body included.
+async fn within(State(bound): State<Bound>, mut request: Request, next: Next) -> Response {
+    let Bound { group, effect, patience } = bound;
+    request.extensions_mut().insert(group);
     let call = next.run(request);
     let Some(patience) = patience else {
         return call.await;
