@@ -6,8 +6,9 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// A file is read again after this long, and whenever its token was refused.
 const REFRESH: Duration = Duration::from_mins(1);
@@ -148,6 +149,23 @@ mod tests {
         let two = source.after(&one).await.unwrap();
         assert_eq!(two, "Bearer two");
         assert_eq!(source.header().await.unwrap(), two);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_read_again_when_its_token_is_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        fs::write(&path, "one").unwrap();
+        let source = TokenSource::file(&path);
+        assert_eq!(source.header().await.unwrap(), "Bearer one");
+        fs::write(&path, "two").unwrap();
+        tokio::time::advance(REFRESH - Duration::from_millis(1)).await;
+        assert_eq!(source.header().await.unwrap(), "Bearer one");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(source.header().await.unwrap(), "Bearer two");
+        fs::remove_file(&path).unwrap();
+        tokio::time::advance(REFRESH).await;
+        assert_eq!(source.header().await.unwrap(), "Bearer two", "the last one has to do");
     }
 
     #[tokio::test]

@@ -14,8 +14,9 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// A token that is no longer in any file is accepted for this long at most.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -46,7 +47,7 @@ impl Tokens {
     /// previous one beside the current one. They are read again as they change.
     ///
     /// # Errors
-    /// `Invalid`, naming the file that can't be read or holds no token.
+    /// `Invalid` when there is no token, naming the file that can't be read or holds none.
     pub fn load(files: Vec<PathBuf>) -> Result<Self> {
         let tokens = read_all(&files)?;
         Ok(Self::of(files, tokens))
@@ -147,44 +148,52 @@ fn same(one: &Fingerprint, other: &Fingerprint) -> bool {
     std::hint::black_box(difference) == 0
 }
 
+/// A file that is being written, or that somebody spoilt, must not keep the others from being read: it is passed over as
+/// long as there is a token without it.
 fn read_all(files: &[PathBuf]) -> Result<Vec<Fingerprint>> {
     let mut tokens = Vec::new();
+    let mut problems = Vec::new();
     for path in files {
-        let fail = |error: io::Error| {
-            Error::invalid(format!("the token file {} can't be read: {error}", path.display()))
-        };
-        if fs::metadata(path).map_err(fail)?.is_dir() {
-            tokens.extend(read_directory(path)?);
-        } else {
-            tokens.push(read_one(path)?);
+        match read_path(path) {
+            Ok(some) => some.into_iter().for_each(|read| match read {
+                Ok(token) => tokens.push(token),
+                Err(error) => problems.push(error),
+            }),
+            Err(error) => problems.push(unreadable(path, &error)),
         }
     }
     if tokens.is_empty() {
-        return Err(Error::invalid("there is no token"));
+        return Err(problems.into_iter().next().unwrap_or_else(|| Error::invalid("there is no token")));
+    }
+    for error in problems {
+        tracing::warn!(%error, "tokens are read without this one");
     }
     Ok(tokens)
 }
 
-fn read_directory(directory: &Path) -> Result<Vec<Fingerprint>> {
-    let fail = |error: io::Error| {
-        Error::invalid(format!("the tokens in {} can't be read: {error}", directory.display()))
-    };
+/// The token in a file, or those in the files of a directory.
+fn read_path(path: &Path) -> io::Result<Vec<Result<Fingerprint>>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![read_one(path)]);
+    }
     let mut tokens = Vec::new();
-    for entry in fs::read_dir(directory).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
         // A mounted Secret keeps its versions in directories whose names start with dots.
         let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
         if !hidden && path.is_file() {
-            tokens.push(read_one(&path)?);
+            tokens.push(read_one(&path));
         }
     }
     Ok(tokens)
 }
 
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    Error::invalid(format!("the token file {} can't be read: {error}", path.display()))
+}
+
 fn read_one(path: &Path) -> Result<Fingerprint> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        Error::invalid(format!("the token file {} can't be read: {error}", path.display()))
-    })?;
+    let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Error::invalid(format!(
@@ -224,6 +233,52 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert!(tokens.accepts("one").await);
         assert!(!tokens.accepts("").await);
+    }
+
+    #[tokio::test]
+    async fn a_spoilt_file_does_not_stop_a_rotation() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, token: &str| fs::write(directory.path().join(name), token).unwrap();
+        write("current", "one");
+        let files = vec![directory.path().into(), directory.path().join("no-such-file")];
+        let tokens = Tokens::load(files).unwrap().with_refresh(Duration::ZERO);
+        assert!(tokens.accepts("one").await);
+        for spoilt in ["", " \n", "a b"] {
+            write("another", spoilt);
+            write("current", "two");
+            assert!(tokens.accepts("two").await, "{spoilt:?}");
+            assert!(!tokens.accepts("one").await, "{spoilt:?}");
+            assert!(!tokens.accepts(spoilt.trim()).await, "{spoilt:?}");
+            write("current", "one");
+            assert!(tokens.accepts("one").await);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_is_gone_is_refused_once_the_files_are_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        fs::write(&file, "one").unwrap();
+        let tokens = Tokens::load(vec![file.clone()]).unwrap();
+        fs::write(&file, "two").unwrap();
+        tokio::time::advance(REFRESH - Duration::from_millis(1)).await;
+        assert!(tokens.accepts("one").await, "known, and young enough");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!tokens.accepts("one").await);
+        assert!(tokens.accepts("two").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guesses_do_not_read_the_files_every_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        fs::write(&file, "one").unwrap();
+        let tokens = Tokens::load(vec![file.clone()]).unwrap();
+        fs::write(&file, "two").unwrap();
+        tokio::time::advance(REREAD - Duration::from_millis(1)).await;
+        assert!(!tokens.accepts("two").await, "the files were read just now");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(tokens.accepts("two").await);
     }
 
     #[test]
