@@ -1,5 +1,5 @@
 //! The HTTP form of the contract: server and client against each other, and each against peers that misbehave.
-#![cfg(all(feature = "http-client", feature = "http-server"))]
+#![cfg(all(feature = "http-client", feature = "http-server", feature = "memory"))]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails")]
 
 #[path = "http_api/broken_peers.rs"]
@@ -8,6 +8,8 @@ mod broken_peers;
 mod client;
 #[path = "http_api/connections.rs"]
 mod connections;
+#[path = "http_api/described.rs"]
+mod described;
 #[path = "http_api/description.rs"]
 mod description;
 #[path = "http_api/newer_peer.rs"]
@@ -16,6 +18,8 @@ mod newer_peer;
 mod raw;
 #[path = "http_api/requests.rs"]
 mod requests;
+#[path = "http_api/schema.rs"]
+mod schema;
 #[path = "http_api/stub.rs"]
 mod stub;
 #[path = "http_api/wake.rs"]

@@ -159,9 +159,9 @@ mod tests {
         let source = TokenSource::file(&path);
         assert_eq!(source.header().await.unwrap(), "Bearer one");
         fs::write(&path, "two").unwrap();
-        tokio::time::advance(REFRESH - Duration::from_millis(1)).await;
+        tokio::time::advance(REFRESH / 10 * 9).await;
         assert_eq!(source.header().await.unwrap(), "Bearer one");
-        tokio::time::advance(Duration::from_millis(1)).await;
+        tokio::time::advance(REFRESH / 10).await;
         assert_eq!(source.header().await.unwrap(), "Bearer two");
         fs::remove_file(&path).unwrap();
         tokio::time::advance(REFRESH).await;
