@@ -319,10 +319,16 @@ fn bodies() -> Vec<(&'static str, Value)> {
         bodies.push(settle(json!({ way: content })));
     }
     bodies.push(settle(json!({ "succeed": {}, "release": {} })));
-    bodies.push(("redrive", json!({ "ids": ["a b"] })));
-    bodies.push(("extend", json!({ "receipts": ["a"], "leaseMs": 1, "no": 1 })));
-    bodies.push(("extend", json!({ "receipts": vec!["a"; 1001], "leaseMs": 1 })));
+    bodies.extend(lists());
     bodies
+}
+
+fn lists() -> [(&'static str, Value); 3] {
+    [
+        ("redrive", json!({ "ids": ["a b"] })),
+        ("extend", json!({ "receipts": ["a"], "leaseMs": 1, "no": 1 })),
+        ("extend", json!({ "receipts": vec!["a"; 1001], "leaseMs": 1 })),
+    ]
 }
 
 #[tokio::test]
