@@ -226,7 +226,11 @@ async fn completions(server: &Described) {
 
 async fn owns(server: &Described) {
     server.call("GET", "/v1/probe", None).await;
-    assert_eq!(server.call("DELETE", QUEUE, None).await.0, 204);
+    let unpin = json!({ "ids": ["inline", "no-such"] });
+    assert_eq!(server.call("POST", &format!("{QUEUE}/unpin"), Some(unpin)).await.0, 204);
+    let of = |uid: &str| format!("{QUEUE}?installation=i&uid={uid}");
+    assert_eq!(server.call("DELETE", &of("somebody-else"), None).await.0, 409);
+    assert_eq!(server.call("DELETE", &of("u"), None).await.0, 204);
     assert_eq!(server.call("GET", &format!("{QUEUE}/stats"), None).await.0, 404);
     server.call("GET", "/healthz", None).await;
     server.call("GET", "/readyz", None).await;
