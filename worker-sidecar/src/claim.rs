@@ -2,7 +2,7 @@
 //!
 //! A queue is *hot* when its last claim brought all that was asked for. While a queue is hot, rounds of claims that don't
 //! wait share the free slots by weight; queues that were empty take part in a round now and then. When none is hot, one
-//! long poll waits on each queue. A long poll asks for a single job (all free slots if there is only one queue) and holds no
+//! long poll waits on each queue at once, however empty it was a moment ago. A long poll asks for a single job (all free slots if there is only one queue) and holds no
 //! slot, so an empty queue keeps nothing from a full one. What a poll brings when no slot is left goes back at once.
 //!
 //! A claim that is cut off in the very moment when the broker hands out a job leaves it leased to nobody until the lease
@@ -44,6 +44,8 @@ struct Memory {
     outstanding: Option<Ask>,
     pause: Duration,
     not_before: Option<Instant>,
+    /// Until when it takes no part in rounds because the last one found it empty.
+    empty_until: Option<Instant>,
 }
 
 /// A claim that came back.
@@ -141,14 +143,15 @@ impl Claimer {
                 hot: memory.hot,
                 outstanding: memory.outstanding,
                 rests: memory.not_before.is_some_and(|at| at > now),
+                empty: memory.empty_until.is_some_and(|at| at > now),
             }
         };
         plan.lanes.iter().map(look).collect()
     }
 
     fn next_look(&self, now: Instant) -> Option<Instant> {
-        let resting = self.memory.values().filter_map(|memory| memory.not_before);
-        resting.filter(|at| *at > now).min()
+        let resting = self.memory.values().flat_map(|memory| [memory.not_before, memory.empty_until]);
+        resting.flatten().filter(|at| *at > now).min()
     }
 
     fn send(&mut self, lane: &Arc<Lane>, ask: Ask, now: Instant) {
@@ -175,11 +178,11 @@ impl Claimer {
             Ok(jobs) => {
                 memory.pause = Duration::ZERO;
                 memory.hot = jobs.len() >= ask.max() as usize;
-                memory.not_before = match ask {
-                    Ask::Now(_) => Some(Instant::now() + PROBE_EVERY),
-                    Ask::Wait(_) => Some(sent + POLL_EVERY * queues),
-                }
-                .filter(|_| jobs.is_empty());
+                (memory.not_before, memory.empty_until) = match ask {
+                    Ask::Now(_) | Ask::Wait(_) if !jobs.is_empty() => (None, None),
+                    Ask::Now(_) => (None, Some(Instant::now() + PROBE_EVERY)),
+                    Ask::Wait(_) => (Some(sent + POLL_EVERY * queues), None),
+                };
                 for job in jobs {
                     self.place(&lane, job);
                 }

@@ -35,8 +35,10 @@ pub struct Look<'a> {
     pub hot: bool,
     /// A claim is under way.
     pub outstanding: Option<Ask>,
-    /// It was empty or failed a moment ago.
+    /// Asking it at all makes no sense yet: a claim failed, or long polls return empty too soon.
     pub rests: bool,
+    /// It was empty a moment ago when it was asked without waiting.
+    pub empty: bool,
 }
 
 /// The claims to send.
@@ -73,12 +75,13 @@ pub fn round(free: u32, queues: &[Look<'_>], weights: &mut Weights) -> Round {
                 |queue: &Look<'_>| queue.broker == broker && matches!(queue.outstanding, Some(Ask::Now(_)));
             queues.iter().any(now)
         };
-        let waiting: Vec<_> = candidates().filter(|(_, queue)| !busy(queue.broker)).collect();
+        let waiting: Vec<_> = candidates().filter(|(_, queue)| !queue.empty && !busy(queue.broker)).collect();
         let shares: Vec<_> = waiting.iter().map(|(_, queue)| (queue.name, queue.weight)).collect();
         let shares = weights.share(slots, &shares);
         let asked = waiting.iter().zip(shares).filter(|(_, share)| *share > 0);
         asked.map(|((index, _), share)| (*index, Ask::Now(share))).collect()
     } else {
+        // A queue that was found empty waits for its next job like any other: nobody else needs the requests.
         candidates().map(|(index, _)| (index, Ask::Wait(1))).collect()
     };
     Round { asks, again: true }
@@ -97,6 +100,7 @@ mod tests {
             hot: false,
             outstanding: None,
             rests: false,
+            empty: false,
         }
     }
 
@@ -161,12 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_queue_waits_for_its_next_job_at_once_when_no_other_is_hot() {
+        let mut queues = [queue("a", 1), queue("b", 1)];
+        queues[0].empty = true;
+        assert_eq!(asks(5, &queues), [(0, Ask::Wait(1)), (1, Ask::Wait(1))]);
+        queues[1].suspended = true;
+        assert_eq!(asks(5, &queues), [(0, Ask::Wait(5))]);
+    }
+
+    #[test]
     fn an_empty_queue_takes_part_once_it_has_rested() {
         let mut queues = [queue("a", 1), queue("b", 1)];
         queues[0].hot = true;
-        queues[1].rests = true;
+        queues[1].empty = true;
         assert_eq!(asks(2, &queues), [(0, Ask::Now(2))]);
-        queues[1].rests = false;
+        queues[1].empty = false;
         assert_eq!(asks(2, &queues), [(0, Ask::Now(1)), (1, Ask::Now(1))]);
     }
 }

@@ -3,7 +3,7 @@
 use crate::support::{self, Pod, app::App, eventually, job};
 use longshore_drivers::Settle;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const EMAILS: &str = "test.shop.emails";
 const IMAGES: &str = "test.shop.images";
@@ -72,6 +72,24 @@ async fn weights_share_what_is_free() {
     }
     let emails = pod.app.seen().iter().filter(|seen| seen.header("job-queue") == "emails").count();
     assert!((27..=35).contains(&emails), "{emails} of 42 for a weight of 3 in 4");
+}
+
+#[tokio::test]
+async fn the_next_job_of_one_of_two_queues_starts_at_once() {
+    let pod = Pod::start(|policy| {
+        policy.queues = vec![support::queue("emails"), support::queue("images")];
+    })
+    .await;
+    let mut slowest = Duration::ZERO;
+    for number in 0..8 {
+        let began = Instant::now();
+        pod.enqueue(&format!("job-{number}"), "ok");
+        eventually("it runs", || async { pod.app.seen().len() > number }).await;
+        slowest = slowest.max(began.elapsed());
+        // The claim that looks for more has found nothing.
+        eventually("it is settled", || async { pod.broker.settled() > number }).await;
+    }
+    assert!(slowest < Duration::from_millis(150), "{slowest:?}");
 }
 
 #[tokio::test]
