@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     core::Hold,
     drain::Stage,
-    health::{Broker, Faults, PolicyState},
+    health::{Broker, Faults, PolicyState, lock},
 };
 
 /// What `/status` tells.
@@ -65,6 +65,10 @@ async fn metrics(State(core): State<Arc<Core>>) -> impl IntoResponse {
     core.metrics.running.set(gauge(counts.running));
     core.metrics.unsettled.set(gauge(counts.total - counts.running));
     core.metrics.payload_bytes.set(gauge(counts.bytes));
+    core.metrics.result_bytes.set(gauge(core.pusher.result_bytes()));
+    let concurrency = core.plan().concurrency();
+    let throttled = lock(&core.throttle).is_active(concurrency, Instant::now());
+    core.metrics.throttled.set(i64::from(throttled));
     let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, media_type)], core.metrics.text())
 }

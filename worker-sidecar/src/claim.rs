@@ -10,15 +10,17 @@
 //! release, and waits for the others; what those bring goes back at once. Nothing else cuts off anything.
 
 use crate::{
-    core::{Core, Hold, MAX_BYTES},
+    core::{Core, Hold},
     drain::Stage,
-    job, metrics,
+    job,
+    lease::Term,
+    metrics,
     plan::{Lane, Plan},
-    schedule::{Ask, Look, Round, round},
+    schedule::{Ask, Look, Rest, Round, round},
     weights::Weights,
 };
 use futures::FutureExt;
-use longshore_drivers::{Claim, Claimed, Error, ErrorKind};
+use longshore_drivers::{Claim, Claimed, Error, ErrorKind, Timestamp};
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
@@ -48,11 +50,23 @@ struct Memory {
     empty_until: Option<Instant>,
 }
 
+impl Memory {
+    fn rest(&self, now: Instant) -> Rest {
+        let lasts = |until: Option<Instant>| until.is_some_and(|until| until > now);
+        match (lasts(self.not_before), lasts(self.empty_until)) {
+            (true, _) => Rest::Whole,
+            (false, true) => Rest::FromRounds,
+            (false, false) => Rest::None,
+        }
+    }
+}
+
 /// A claim that came back.
 struct Reply {
     lane: Arc<Lane>,
     ask: Ask,
     sent: Instant,
+    arrived: Instant,
     answer: longshore_drivers::Result<Vec<Claimed>>,
 }
 
@@ -101,7 +115,7 @@ impl Claimer {
             return self.core.paused_until();
         }
         let now = Instant::now();
-        let Round { asks, again } = round(self.free(&plan), &self.looks(&plan, now), &mut self.weights);
+        let Round { asks, again } = round(self.core.room(), &self.looks(&plan, now), &mut self.weights);
         for (index, ask) in asks {
             self.send(&plan.lanes[index], ask, now);
         }
@@ -119,16 +133,8 @@ impl Claimer {
             }
             self.hold = hold;
         }
-        self.core.metrics.claiming.set(i64::from(hold.is_none()));
+        self.core.metrics.claiming.set(i64::from(matches!(hold, None | Some(Hold::Pull))));
         hold
-    }
-
-    /// Slots, or fewer when that many payloads might not fit into memory.
-    fn free(&self, plan: &Plan) -> u32 {
-        let largest = plan.lanes.iter().map(|lane| lane.driver.capabilities().limits.max_payload).max();
-        let room = MAX_BYTES.saturating_sub(self.core.in_flight.counts().bytes);
-        let fitting = room / largest.unwrap_or(MAX_BYTES).max(1);
-        self.core.free().min(u32::try_from(fitting).unwrap_or(u32::MAX))
     }
 
     fn looks<'a>(&self, plan: &'a Plan, now: Instant) -> Vec<Look<'a>> {
@@ -142,8 +148,7 @@ impl Claimer {
                 suspended: lane.queue.suspended,
                 hot: memory.hot,
                 outstanding: memory.outstanding,
-                rests: memory.not_before.is_some_and(|at| at > now),
-                empty: memory.empty_until.is_some_and(|at| at > now),
+                rest: memory.rest(now),
             }
         };
         plan.lanes.iter().map(look).collect()
@@ -164,12 +169,12 @@ impl Claimer {
             let claiming = AssertUnwindSafe(claim(&core, &lane, ask)).catch_unwind().await;
             let answer =
                 claiming.unwrap_or_else(|_| Err(Error::new(ErrorKind::Fatal, "the driver panicked")));
-            Reply { lane, ask, sent: now, answer }
+            Reply { lane, ask, sent: now, arrived: Instant::now(), answer }
         });
     }
 
     fn take(&mut self, reply: Reply) {
-        let Reply { lane, ask, sent, answer } = reply;
+        let Reply { lane, ask, sent, arrived, answer } = reply;
         self.core.health.broker_answered(&lane.queue.broker, &answer);
         let queues = u32::try_from(self.memory.len()).unwrap_or(u32::MAX);
         let memory = self.memory.entry(lane.queue.name.clone()).or_default();
@@ -184,7 +189,11 @@ impl Claimer {
                     Ask::Wait(_) => (Some(sent + POLL_EVERY * queues), None),
                 };
                 for job in jobs {
-                    self.place(&lane, job);
+                    let term = match ask {
+                        Ask::Now(_) => Term::since(sent, lane.queue.lease),
+                        Ask::Wait(_) => Term::waited(&job, lane.queue.lease, sent, arrived, Timestamp::now()),
+                    };
+                    self.place(&lane, job, term, arrived);
                 }
             }
             Err(error) => {
@@ -198,16 +207,15 @@ impl Claimer {
     }
 
     /// Starts `job` if that is still allowed, else gives it back.
-    fn place(&mut self, lane: &Arc<Lane>, job: Claimed) {
+    fn place(&mut self, lane: &Arc<Lane>, job: Claimed, term: Term, arrived: Instant) {
         let queue = metrics::Queue { queue: lane.queue.name.clone() };
         self.core.metrics.claimed.get_or_create(&queue).inc();
         let plan = self.core.plan();
-        let wanted =
-            plan.lane(&lane.queue.name).is_some_and(|now| now.key == lane.key && !now.queue.suspended);
+        let wanted = self.core.wants(lane);
         match &plan.target {
             // The newest policy counts from the moment of the claim's answer.
             Some(target) if wanted && self.core.hold().is_none() && self.core.free() > 0 => {
-                job::start(&self.core, &self.core.current(lane), job, target);
+                job::start(&self.core, &self.core.current(lane), job, target, term, arrived);
             }
             Some(_) | None => {
                 // There may be more where it came from.

@@ -1,66 +1,35 @@
-//! Connections to the app whose segments are acknowledged at once.
+//! Connections to the app, whose segments are acknowledged at once.
 //!
 //! Many HTTP servers write the head and the body of an answer in two pieces and leave Nagle's algorithm on (Python's
 //! `http.server` is one). The kernel then holds the second piece back until the first was acknowledged, and an
 //! acknowledgement that waits for company takes 40 ms: on every job. Linux acknowledges at once when asked to, but forgets
 //! it again, so it is asked before every read (tcp(7), `TCP_QUICKACK`).
 
-use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection, HttpConnector},
-    rt::TokioIo,
-};
+use hyper_util::rt::TokioIo;
 use std::{
-    future::Future,
     io,
+    net::Ipv4Addr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::net::TcpStream;
-use tower_service::Service;
+use tokio::{net::TcpStream, time::timeout};
 
 /// A connection on localhost that takes longer is none.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// Opens connections to the app.
-#[derive(Debug, Clone)]
-pub(crate) struct AppConnector(HttpConnector);
-
-impl AppConnector {
-    pub(crate) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        Self(connector)
-    }
-}
-
-impl Service<Uri> for AppConnector {
-    type Response = AppConnection;
-    type Error = <HttpConnector as Service<Uri>>::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<AppConnection, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.0.call(uri);
-        Box::pin(async move { connecting.await.map(AppConnection) })
-    }
+/// Opens a connection to the app.
+pub(crate) async fn open(port: u16) -> io::Result<AppConnection> {
+    let connecting = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    let stream = timeout(CONNECT, connecting).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    stream.set_nodelay(true)?;
+    Ok(AppConnection(TokioIo::new(stream)))
 }
 
 /// A connection to the app.
 #[derive(Debug)]
 pub(crate) struct AppConnection(TokioIo<TcpStream>);
-
-impl Connection for AppConnection {
-    fn connected(&self) -> Connected {
-        self.0.connected()
-    }
-}
 
 impl Read for AppConnection {
     fn poll_read(

@@ -1,11 +1,12 @@
 //! What the parts of a running sidecar share.
 
 use crate::{
+    bounces::Bounces,
     drain::Stage,
     health::{Health, lock},
     in_flight::InFlight,
     metrics::Metrics,
-    outcome::Signal,
+    outcome::{Moment, Signal},
     plan::{Lane, Plan},
     push::Pusher,
     readiness::App,
@@ -13,7 +14,7 @@ use crate::{
     stop::Stop,
     throttle::Throttle,
 };
-use longshore_drivers::DynDriver;
+use longshore_drivers::{Claimed, DynDriver};
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex},
@@ -26,7 +27,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 /// Bytes of jobs in memory from which on nothing is claimed.
-pub(crate) const MAX_BYTES: usize = 64 * 1024 * 1024;
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// How long running jobs get when no policy says it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pusher: Pusher,
     pub(crate) throttle: Mutex<Throttle>,
+    pub(crate) bounces: Mutex<Bounces>,
     /// The jobs' own tasks.
     pub(crate) jobs: TaskTracker,
     /// Wakes the claimer: a slot is free, or whether it may claim has changed.
@@ -82,6 +84,7 @@ impl Core {
             metrics,
             pusher: Pusher::new(),
             throttle: Mutex::default(),
+            bounces: Mutex::default(),
             jobs: TaskTracker::new(),
             wake,
         }
@@ -145,6 +148,27 @@ impl Core {
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
+    /// Slots, or fewer when that many payloads might not fit into memory.
+    pub(crate) fn room(&self) -> u32 {
+        let plan = self.plan.borrow();
+        let largest = plan.lanes.iter().map(|lane| lane.driver.capabilities().limits.max_payload).max();
+        drop(plan);
+        let room = MAX_BYTES.saturating_sub(self.in_flight.counts().bytes);
+        let fitting = room / largest.unwrap_or(MAX_BYTES).max(1);
+        self.free().min(u32::try_from(fitting).unwrap_or(u32::MAX))
+    }
+
+    /// Whether jobs of `lane` may be started by the newest policy, which may be younger than the claim.
+    pub(crate) fn wants(&self, lane: &Lane) -> bool {
+        let plan = self.plan.borrow();
+        plan.lane(&lane.queue.name).is_some_and(|now| now.key == lane.key && !now.queue.suspended)
+    }
+
+    /// What stands around a decision about `job` now.
+    pub(crate) fn moment(&self, job: &Claimed) -> Moment {
+        Moment { dice: dice(), app_stops: false, bounces: lock(&self.bounces).of(&job.id) }
+    }
+
     /// Learns from an answer of the app.
     pub(crate) fn learn(&self, signal: Signal) {
         let now = Instant::now();
@@ -180,6 +204,6 @@ impl Core {
 }
 
 /// Some number for jitter. Each state is seeded by the system.
-pub(crate) fn dice() -> u64 {
+fn dice() -> u64 {
     RandomState::new().hash_one(0_u8)
 }

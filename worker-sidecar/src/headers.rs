@@ -8,24 +8,57 @@ use http::{
 };
 use http_body_util::Full;
 use longshore_drivers::{Claimed, Timestamp, policy::QueuePolicy};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
 
-/// Headers that a producer may not set: they belong to the connection or to this protocol.
-const RESERVED: [&str; 13] = [
-    "connection",
-    "content-length",
-    "content-type",
-    "expect",
-    "host",
-    "idempotency-key",
-    "keep-alive",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+/// Whether a header travels from a producer to the app. Everything else belongs to a connection or to this protocol.
+pub(crate) fn travels(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    matches!(name.as_str(), TRACE | "tracestate" | "baggage") || name.starts_with("job-meta-")
+}
+
+const TRACE: &str = "traceparent";
+
+/// The headers of `job` that travel, and a trace for it if its producer started none.
+fn travelling(job: &Claimed) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let own = job.headers.iter().filter(|(name, _)| travels(name));
+    let own = own.map(|(name, value)| (name.clone(), value.clone()));
+    let is_traced = job.headers.keys().any(|name| name.eq_ignore_ascii_case(TRACE));
+    let made = (!is_traced).then(|| (TRACE.to_owned(), trace(job.id.as_str())));
+    // What is no header can't be sent; the broker checks them when they come in.
+    own.chain(made).filter_map(|(name, value)| {
+        Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+    })
+}
+
+/// The trace of a job whose producer started none: made of its id, so that all attempts on whichever pod share it. It is
+/// sampled, as it would be if the app had started it itself.
+fn trace(id: &str) -> String {
+    let part = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, id).hash(&mut hasher);
+        // Zero is no id.
+        hasher.finish().max(1)
+    };
+    format!("00-{:016x}{:016x}-{:016x}-01", part(0), part(1), part(2))
+}
+
+/// What a pulled job is told beside its payload: what a pushed one finds in its request.
+pub(crate) fn told(job: &Claimed, queue: &QueuePolicy, now: Timestamp) -> BTreeMap<String, String> {
+    let timeout = queue.timeout_of(&job.overrides);
+    let text = |value: HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();
+    let mut headers: BTreeMap<_, _> =
+        travelling(job).map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+    headers.extend([
+        ("job-max-attempts".to_owned(), queue.max_attempts_of(&job.overrides).to_string()),
+        ("job-deadline".to_owned(), rfc3339(now.after(timeout))),
+        ("job-timeout-ms".to_owned(), timeout.as_millis().to_string()),
+    ]);
+    headers
+}
 
 /// The request that hands `job` to the app at `now`.
 pub(crate) fn request(
@@ -39,13 +72,7 @@ pub(crate) fn request(
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri.clone();
     let headers = request.headers_mut();
-    for (name, value) in &job.headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value))
-            && is_free(name.as_str())
-        {
-            headers.insert(name, value);
-        }
-    }
+    headers.extend(travelling(job));
     let timeout = queue.timeout_of(&job.overrides);
     let id = job.id.as_str();
     let lines = [
@@ -72,16 +99,10 @@ pub(crate) fn request(
             headers.insert(HeaderName::from_static(name), value);
         }
     }
-    if let Some(context) = headers.get("traceparent").cloned() {
+    if let Some(context) = headers.get(TRACE).cloned() {
         headers.insert(HeaderName::from_static("ce-traceparent"), context);
     }
     request
-}
-
-/// Whether a producer may set this header.
-fn is_free(name: &str) -> bool {
-    let ours = name.starts_with("ce-") || (name.starts_with("job-") && !name.starts_with("job-meta-"));
-    !ours && !RESERVED.contains(&name)
 }
 
 /// `CloudEvents` escapes `%` in header values; the other characters that it escapes are not legal in a job's type.
@@ -184,6 +205,8 @@ mod tests {
             ("job-timeout-ms", "30000"),
             ("job-receipt", "receipt-of-job-1"),
             ("idempotency-key", "job-1"),
+            ("traceparent", &trace("job-1")),
+            ("ce-traceparent", &trace("job-1")),
         ];
         for (name, value) in expected {
             assert_eq!(headers[name], value, "{name}");
@@ -202,6 +225,7 @@ mod tests {
             ("Host", "evil"),
             ("Transfer-Encoding", "chunked"),
             ("Content-Length", "0"),
+            ("Authorization", "spoofed"),
             ("bad name", "x"),
         ] {
             job.headers.insert(name.into(), value.into());
@@ -212,8 +236,35 @@ mod tests {
         assert_eq!(headers["job-meta-tenant"], "42");
         assert_eq!(headers["job-id"], "job-1");
         assert_eq!(headers["ce-id"], "job-1");
-        for absent in ["host", "transfer-encoding", "content-length"] {
+        for absent in ["host", "transfer-encoding", "content-length", "authorization"] {
             assert!(!headers.contains_key(absent), "{absent}");
+        }
+    }
+
+    #[test]
+    fn a_job_without_a_trace_gets_the_same_one_for_all_its_attempts() {
+        let (first, second) = (sent(&claimed("job-1", 1)), sent(&claimed("job-1", 2)));
+        assert_eq!(first[TRACE], second[TRACE]);
+        assert_ne!(first[TRACE], sent(&claimed("job-2", 1))[TRACE]);
+        let parts: Vec<_> = first[TRACE].to_str().unwrap().split('-').map(str::len).collect();
+        assert_eq!(parts, [2, 32, 16, 2]);
+    }
+
+    #[test]
+    fn a_pulled_job_is_told_its_bounds() {
+        let mut job = claimed("job-1", 1);
+        job.overrides.max_attempts = Some(9);
+        job.headers.insert("Job-Meta-Tenant".into(), "42".into());
+        job.headers.insert("job-deadline".into(), "never".into());
+        let told = told(&job, &queue("emails"), NOW);
+        for (name, value) in [
+            ("job-max-attempts", "9"),
+            ("job-deadline", "1994-11-06T08:50:07.000Z"),
+            ("job-timeout-ms", "30000"),
+            ("job-meta-tenant", "42"),
+            (TRACE, &trace("job-1")),
+        ] {
+            assert_eq!(told[name], value, "{name}");
         }
     }
 

@@ -1,11 +1,13 @@
 //! The jobs that this sidecar holds: one entry from the claim to the end of the settle.
 
 use crate::{
+    budget::Share,
     health::lock,
+    lease::{self, Term},
     outcome::Answer,
     plan::{Lane, LaneKey},
 };
-use longshore_drivers::{Claimed, Limits, Receipt};
+use longshore_drivers::{Claimed, Error, ErrorKind, Limits, Receipt, Result, Settle};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
@@ -22,8 +24,6 @@ pub(crate) enum Abort {
     Lost,
     /// Somebody asked the broker to cancel it.
     Cancelled,
-    /// The app settled it by itself.
-    Settled,
     /// The sidecar stops.
     Stopping,
 }
@@ -39,13 +39,24 @@ pub(crate) enum Phase {
     Settling,
 }
 
+/// How the app says that a job ended.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// In the form of an answer to a push.
+    Answer(Answer),
+    /// In the form of a settle, as to a broker.
+    Settle(Settle),
+}
+
 /// What the app says about a job through the local API.
 #[derive(Debug)]
 pub(crate) struct Completion {
-    /// How it ended, in the form of an answer to a push.
-    pub(crate) answer: Answer,
+    /// How it ended.
+    pub(crate) said: Box<Said>,
     /// Told when the broker took it.
     pub(crate) reply: oneshot::Sender<Settled>,
+    /// The memory that its result takes.
+    pub(crate) share: Option<Share>,
 }
 
 /// How a settle ended.
@@ -55,8 +66,24 @@ pub(crate) enum Settled {
     Done,
     /// The lease was lost before.
     Lost,
+    /// A request that may have been carried out was followed by a refusal: most likely by our own success, but nobody
+    /// knows.
+    Unknown,
     /// The broker refused it or was away too long; the lease ends by itself.
     Abandoned,
+}
+
+impl Settled {
+    /// What the app is told.
+    pub(crate) fn answer(self, receipt: &Receipt) -> Result<()> {
+        let message = match self {
+            Self::Done => return Ok(()),
+            Self::Lost => return Err(Error::stale(receipt)),
+            Self::Unknown => "the broker may have taken the settle: its first answer was lost",
+            Self::Abandoned => "the broker did not take the settle; the job may run again",
+        };
+        Err(Error::new(ErrorKind::Ambiguous, message))
+    }
 }
 
 /// Numbers about all entries.
@@ -89,10 +116,16 @@ struct Entry {
     receipt: Receipt,
     bytes: usize,
     phase: Phase,
-    extend_at: Instant,
-    lease_until: Instant,
+    term: Term,
     abort: Option<oneshot::Sender<Abort>>,
     completion: Option<oneshot::Sender<Completion>>,
+}
+
+impl Entry {
+    /// Whether the sidecar keeps the lease: while the app works on it, and as long as its settle takes.
+    fn is_ours(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Settling)
+    }
 }
 
 #[derive(Default)]
@@ -119,17 +152,21 @@ impl InFlight {
     }
 
     /// Makes an entry for `job`; it goes away with the ticket.
-    pub(crate) fn admit(self: &Arc<Self>, lane: &Arc<Lane>, job: &Claimed, phase: Phase) -> Ticket {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        job: &Claimed,
+        phase: Phase,
+        term: Term,
+    ) -> Ticket {
         let (abort, aborted) = oneshot::channel();
         let (completion, completed) = oneshot::channel();
-        let now = Instant::now();
         let entry = Entry {
             lane: lane.clone(),
             receipt: job.receipt.clone(),
             bytes: job.payload.len(),
             phase,
-            extend_at: now + lane.queue.lease / 3,
-            lease_until: now + lane.queue.lease,
+            term,
             abort: Some(abort),
             completion: Some(completion),
         };
@@ -140,7 +177,7 @@ impl InFlight {
             inner.last
         });
         self.leases.notify_one();
-        Ticket { id, in_flight: self.clone(), aborted, completed }
+        Ticket { id, in_flight: self.clone(), aborted, completed, share: None }
     }
 
     /// Changes entries and keeps the numbers in line.
@@ -166,21 +203,18 @@ impl InFlight {
     /// The queue whose leases are due next, but for those in `busy`.
     pub(crate) fn next_extension(&self, busy: &BTreeSet<LaneKey>) -> Option<(Arc<Lane>, Instant)> {
         let inner = lock(&self.inner);
-        let due = inner.entries.values().filter(|entry| entry.phase == Phase::Running);
+        let due = inner.entries.values().filter(|entry| entry.is_ours());
         due.filter(|entry| !busy.contains(&entry.lane.key))
-            .min_by_key(|entry| entry.extend_at)
-            .map(|entry| (entry.lane.clone(), entry.extend_at))
+            .min_by_key(|entry| entry.term.extend_at)
+            .map(|entry| (entry.lane.clone(), entry.term.extend_at))
     }
 
     /// All leases of a queue, as they are extended together.
     pub(crate) fn leases_of(&self, key: &LaneKey) -> Vec<(u64, Receipt)> {
         let inner = lock(&self.inner);
-        let mut leases: Vec<_> = inner
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.phase == Phase::Running && entry.lane.key == *key)
-            .collect();
-        leases.sort_by_key(|(_, entry)| entry.extend_at);
+        let mut leases: Vec<_> =
+            inner.entries.iter().filter(|(_, entry)| entry.is_ours() && entry.lane.key == *key).collect();
+        leases.sort_by_key(|(_, entry)| entry.term.extend_at);
         leases.truncate(Limits::BATCH);
         leases.into_iter().map(|(id, entry)| (*id, entry.receipt.clone())).collect()
     }
@@ -188,14 +222,14 @@ impl InFlight {
     /// Notes when a lease is to be extended next and, after a success, when it ends.
     pub(crate) fn extended(&self, id: u64, extend_at: Instant, lease_until: Option<Instant>) {
         if let Some(entry) = lock(&self.inner).entries.get_mut(&id) {
-            entry.extend_at = extend_at;
-            entry.lease_until = lease_until.unwrap_or(entry.lease_until);
+            entry.term.extend_at = extend_at;
+            entry.term.until = lease_until.unwrap_or(entry.term.until);
         }
     }
 
     /// When the lease of an entry ends, as far as known.
     pub(crate) fn lease_until(&self, id: u64) -> Option<Instant> {
-        lock(&self.inner).entries.get(&id).map(|entry| entry.lease_until)
+        lock(&self.inner).entries.get(&id).map(|entry| entry.term.until)
     }
 
     /// Ends the run of one entry.
@@ -227,17 +261,19 @@ impl InFlight {
         Some((*id, entry.lane.clone()))
     }
 
-    /// Hands what the app says about a job to the task that holds it; gives it back when there is none.
-    pub(crate) fn complete(&self, receipt: &Receipt, completion: Completion) -> Result<(), Completion> {
+    /// Whether this receipt is one of ours, whatever became of its job.
+    pub(crate) fn knows(&self, receipt: &Receipt) -> bool {
+        lock(&self.inner).entries.values().any(|entry| entry.receipt == *receipt)
+    }
+
+    /// Hands what the app says about a job to the task that holds it; tells whether there is one.
+    pub(crate) fn complete(&self, receipt: &Receipt, completion: Completion) -> bool {
         let sender = {
             let mut inner = lock(&self.inner);
             let mut running = inner.entries.values_mut().filter(|entry| entry.phase != Phase::Settling);
             running.find(|entry| entry.receipt == *receipt).and_then(|entry| entry.completion.take())
         };
-        match sender {
-            Some(sender) => sender.send(completion),
-            None => Err(completion),
-        }
+        sender.is_some_and(|sender| sender.send(completion).is_ok())
     }
 
     fn update(&self, id: u64, update: impl FnOnce(&mut Entry)) {
@@ -267,15 +303,32 @@ pub(crate) struct Ticket {
     pub(crate) aborted: oneshot::Receiver<Abort>,
     /// What the app said through the local API.
     pub(crate) completed: oneshot::Receiver<Completion>,
+    share: Option<Share>,
 }
 
 impl Ticket {
     /// The app is done with it: its slot is free, and `bytes` stay in memory until it is settled.
     pub(crate) fn settling(&self, bytes: usize) {
+        let now = Instant::now();
         self.in_flight.update(self.id, |entry| {
+            // Most settles take milliseconds: an extension that is due just now would only race with it.
+            let soon = now + lease::soon(entry.lane.queue.lease);
+            entry.term.extend_at = entry.term.extend_at.max(soon);
             entry.phase = Phase::Settling;
             entry.bytes = bytes;
         });
+        // The lease of a job that the app pulled was not ours until now.
+        self.in_flight.leases.notify_one();
+    }
+
+    /// Keeps the share of memory that the result takes for as long as the entry stands.
+    pub(crate) fn keep(&mut self, share: Option<Share>) {
+        self.share = share;
+    }
+
+    /// The app goes on with it by itself: the payload is no longer in memory.
+    pub(crate) fn detached(&self) {
+        self.in_flight.update(self.id, |entry| entry.bytes = 0);
     }
 
     /// When the lease ends, as far as known.

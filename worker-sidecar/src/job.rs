@@ -1,15 +1,18 @@
 //! One job from its claim to its settle.
 
 use crate::{
-    core::{Core, dice},
+    core::Core,
     headers,
-    in_flight::{Abort, Completion, Phase, Settled, Ticket},
+    health::lock,
+    in_flight::{Abort, Completion, Phase, Said, Settled, Ticket},
+    lease::Term,
     metrics,
     outcome::{self, Answer, Moment, Signal, Verdict, decide},
     plan::{Lane, Target},
+    push::Pushed,
 };
 use futures::FutureExt;
-use longshore_drivers::{Claimed, Limits, Receipt, Settle, Timestamp};
+use longshore_drivers::{Claimed, Limits, Payload, Settle, Timestamp};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -27,52 +30,88 @@ pub(crate) enum End {
 }
 
 /// Starts `job` in a task of its own.
-pub(crate) fn start(core: &Arc<Core>, lane: &Arc<Lane>, job: Claimed, target: &Target) {
-    let ticket = core.in_flight.admit(lane, &job, Phase::Running);
+pub(crate) fn start(
+    core: &Arc<Core>,
+    lane: &Arc<Lane>,
+    job: Claimed,
+    target: &Target,
+    term: Term,
+    arrived: Instant,
+) {
+    let ticket = core.in_flight.admit(lane, &job, Phase::Running, term);
+    let queue = metrics::Queue { queue: lane.queue.name.clone() };
+    core.metrics.start.get_or_create(&queue).observe(waited(&job, lane.queue.lease, arrived).as_secs_f64());
     let running = run(core.clone(), lane.clone(), job, target.clone(), ticket);
     core.jobs.spawn(running);
 }
 
+/// How long `job` was ready before it starts: on the broker by its clock, and here since it arrived by ours.
+fn waited(job: &Claimed, lease: Duration, arrived: Instant) -> Duration {
+    let claimed =
+        i64::try_from(lease.as_millis()).map_or(i64::MAX, |lease| job.lease_until.as_millis() - lease);
+    Timestamp::from_millis(claimed).since(job.ready_at) + arrived.elapsed()
+}
+
 /// Gives `job` back at once: it came when nothing may be started.
 pub(crate) fn give_back(core: &Arc<Core>, lane: &Arc<Lane>, job: Claimed) {
-    let ticket = core.in_flight.admit(lane, &job, Phase::Settling);
+    let term = Term::since(Instant::now(), lane.queue.lease);
+    let ticket = core.in_flight.admit(lane, &job, Phase::Settling, term);
     let (core, lane) = (core.clone(), lane.clone());
     let tasks = core.jobs.clone();
+    let job = without_payload(job);
+    lock(&core.bounces).note(&job.id);
     tasks.spawn(async move {
-        settle(&core, &lane, job.receipt, outcome::release(Duration::ZERO), &ticket).await;
+        settle(&core, &lane, &job, outcome::release(Duration::ZERO), &ticket).await;
     });
 }
 
-async fn run(core: Arc<Core>, lane: Arc<Lane>, job: Claimed, target: Target, mut ticket: Ticket) {
+/// The job as it is kept once its payload is on its way: whoever waits for an answer or a settle needs no payload.
+pub(crate) fn without_payload(job: Claimed) -> Claimed {
+    Claimed { payload: Payload::default(), ..job }
+}
+
+async fn run(core: Arc<Core>, lane: Arc<Lane>, mut job: Claimed, target: Target, mut ticket: Ticket) {
     let began = Instant::now();
     // A panic costs this job an attempt and nobody else anything.
-    let working = AssertUnwindSafe(work(&core, &lane, &job, &target, &mut ticket, began));
+    let working = AssertUnwindSafe(work(&core, &lane, &mut job, &target, &mut ticket, began));
     let end = match working.catch_unwind().await {
         Ok(end) => end,
         Err(_) => End::Decided(conclude(&core, &lane, &job, Answer::Panicked).await),
     };
     let queue = metrics::Queue { queue: lane.queue.name.clone() };
     core.metrics.duration.get_or_create(&queue).observe(began.elapsed().as_secs_f64());
-    finish(&core, &lane, job, end, &ticket).await;
+    finish(&core, &lane, &job, end, &ticket).await;
 }
 
 /// Settles what has to be settled and tells who waits for it.
-pub(crate) async fn finish(core: &Core, lane: &Arc<Lane>, job: Claimed, end: End, ticket: &Ticket) {
-    let (action, reply) = match end {
-        End::Decided(action) => (action, None),
-        End::Completed(Completion { answer, reply }) => {
-            (conclude(core, lane, &job, answer).await, Some(reply))
+pub(crate) async fn finish(core: &Core, lane: &Arc<Lane>, job: &Claimed, end: End, ticket: &Ticket) {
+    // Results count for as long as they are kept, and settles can take long while a broker is away.
+    let (action, reply, _share) = match end {
+        End::Decided(action) => (action, None, None),
+        End::Completed(Completion { said, reply, share }) => {
+            (heard(core, lane, job, *said).await, Some(reply), share)
         }
         End::Gone(why) => {
             tracing::info!(queue = lane.queue.name, job = %job.id, why, "the run ended without a settle");
             return core.metrics.ended(&lane.queue.name, why);
         }
     };
-    // The payload goes now: settles can take long while a broker is away.
-    let Claimed { receipt, .. } = job;
-    let settled = settle(core, lane, receipt, action, ticket).await;
+    let settled = settle(core, lane, job, action, ticket).await;
     if let Some(reply) = reply {
         let _ = reply.send(settled);
+    }
+}
+
+/// What is done after the app said something through the local API.
+async fn heard(core: &Core, lane: &Arc<Lane>, job: &Claimed, said: Said) -> Settle {
+    match said {
+        Said::Answer(answer) => conclude(core, lane, job, answer).await,
+        Said::Settle(wish) => {
+            let limit = lane.driver.capabilities().limits.max_result;
+            let settle = outcome::ruled(wish, job, &lane.queue, limit, core.moment(job));
+            tell(lane, job, &settle);
+            settle
+        }
     }
 }
 
@@ -80,19 +119,24 @@ pub(crate) async fn finish(core: &Core, lane: &Arc<Lane>, job: Claimed, end: End
 async fn work(
     core: &Arc<Core>,
     lane: &Arc<Lane>,
-    job: &Claimed,
+    job: &mut Claimed,
     target: &Target,
     ticket: &mut Ticket,
     began: Instant,
 ) -> End {
     let deadline = began + lane.queue.timeout_of(&job.overrides).min(Limits::MAX_DELAY);
     let request = headers::request(&target.uri, &lane.namespace, &lane.queue, job, Timestamp::now());
+    // It travels with the request and ends with it.
+    job.payload = Payload::default();
     let max_result = lane.driver.capabilities().limits.max_result;
-    let pusher = core.pusher.clone();
-    let mut pushing = Box::pin(async move { pusher.push(request, max_result, deadline).await });
+    let (pusher, target) = (core.pusher.clone(), target.clone());
+    let mut pushing = Box::pin(async move { pusher.push(&target, request, max_result, deadline).await });
     let answer = tokio::select! {
         biased;
-        answer = &mut pushing => answer,
+        Pushed { answer, share } = &mut pushing => {
+            ticket.keep(share);
+            answer
+        }
         Ok(completion) = &mut ticket.completed => {
             // Hanging up on an app that is about to answer would look like a fault of its own.
             core.jobs.spawn(timeout(LATE_ANSWER, pushing));
@@ -106,6 +150,7 @@ async fn work(
     if let Some(settle) = judge(core, lane, job, answer).await {
         return End::Decided(settle);
     }
+    ticket.detached();
     let answer = tokio::select! {
         biased;
         Ok(completion) = &mut ticket.completed => return End::Completed(completion),
@@ -128,7 +173,6 @@ pub(crate) async fn conclude(core: &Core, lane: &Lane, job: &Claimed, answer: An
 pub(crate) fn interrupted(why: Abort) -> Result<Answer, End> {
     match why {
         Abort::Lost => Err(End::Gone("lost")),
-        Abort::Settled => Err(End::Gone("settled_by_app")),
         Abort::Cancelled => Ok(Answer::Cancelled),
         Abort::Stopping => Ok(Answer::Stopped),
     }
@@ -136,9 +180,13 @@ pub(crate) fn interrupted(why: Abort) -> Result<Answer, End> {
 
 /// What `answer` means; nothing when the app goes on with the job.
 async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Option<Settle> {
-    let moment =
-        Moment { dice: dice(), app_stops: matches!(answer, Answer::Reset(_)) && core.stop.app_stops().await };
+    let app_stops = matches!(answer, Answer::Reset(_)) && core.stop.app_stops().await;
+    let moment = Moment { app_stops, ..core.moment(job) };
+    let was_answered = matches!(answer, Answer::Response(_));
     let decision = decide(answer, job, &lane.queue, moment);
+    if !was_answered && matches!(decision.verdict, Verdict::Settle(Settle::Release { .. })) {
+        lock(&core.bounces).note(&job.id);
+    }
     if decision.signal != Signal::Silent {
         core.learn(decision.signal);
     }
@@ -170,7 +218,7 @@ fn tell(lane: &Lane, job: &Claimed, settle: &Settle) {
 pub(crate) async fn settle(
     core: &Core,
     lane: &Arc<Lane>,
-    receipt: Receipt,
+    job: &Claimed,
     settle: Settle,
     ticket: &Ticket,
 ) -> Settled {
@@ -182,12 +230,16 @@ pub(crate) async fn settle(
         Settle::Release { .. } => ("released", 0),
         Settle::Bury { .. } => ("dead", 0),
     };
-    let lease_until = ticket.lease_until();
+    let (lease_until, began) = (ticket.lease_until(), Instant::now());
     ticket.settling(bytes);
+    let receipt = job.receipt.clone();
     let settled = core.settler.settle(&core.current(lane), receipt, settle, lease_until).await;
+    let queue = metrics::Queue { queue: lane.queue.name.clone() };
+    core.metrics.settle.get_or_create(&queue).observe(began.elapsed().as_secs_f64());
     let outcome = match settled {
         Settled::Done => word,
         Settled::Lost => "lost",
+        Settled::Unknown => "unknown",
         Settled::Abandoned => "abandoned",
     };
     core.metrics.ended(&lane.queue.name, outcome);

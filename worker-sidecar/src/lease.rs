@@ -1,4 +1,5 @@
-//! Keeps leases: every third of a lease all jobs of a queue are extended in one request.
+//! Keeps leases: every third of a lease all jobs of a queue are extended in one request, those too whose settle takes
+//! that long.
 
 use crate::{
     core::Core,
@@ -6,12 +7,47 @@ use crate::{
     plan::{Lane, LaneKey},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use longshore_drivers::{Error, ErrorKind, Extension, Receipt};
+use longshore_drivers::{Claimed, Error, ErrorKind, Extension, Receipt, Timestamp};
 use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// The longest pause before a failed extension is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// When a lease is to be extended and when it ends, by this machine's monotonic clock and as far as known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Term {
+    pub(crate) extend_at: Instant,
+    pub(crate) until: Instant,
+}
+
+impl Term {
+    /// The term of a lease that was asked for at `sent` and can't have begun before.
+    pub(crate) fn since(sent: Instant, lease: Duration) -> Self {
+        Self { extend_at: sent + lease / 3, until: sent + lease }
+    }
+
+    /// The term of a job that a long poll brought now. It was leased at some moment of the wait.
+    ///
+    /// The broker's clock tells when, if the clocks agree. Where the lease looks short it is extended at once: that costs
+    /// a request if the clocks are to blame, and saves the job if its answer was long on its way.
+    pub(crate) fn waited(
+        job: &Claimed,
+        lease: Duration,
+        sent: Instant,
+        now: Instant,
+        clock: Timestamp,
+    ) -> Self {
+        let left = job.lease_until.since(clock).min(lease);
+        let extend_at = now + left.saturating_sub(lease * 2 / 3);
+        Self { extend_at: extend_at.max(sent + lease / 3), until: now + lease }
+    }
+}
+
+/// The pause before something about a lease is tried again: a lease has room for several of them.
+pub(crate) fn soon(lease: Duration) -> Duration {
+    (lease / 12).min(LONGEST_PAUSE)
+}
 
 /// One request and its answer.
 struct Extended {
@@ -71,7 +107,7 @@ fn apply(core: &Core, extended: Extended) {
     let Extended { lane, leases, sent, answer } = extended;
     core.health.broker_answered(&lane.queue.broker, &answer);
     let lease = lane.queue.lease;
-    let soon = Instant::now() + (lease / 12).min(LONGEST_PAUSE);
+    let soon = Instant::now() + soon(lease);
     let complete = answer.and_then(|answers| {
         if answers.len() == leases.len() {
             Ok(answers)
@@ -87,18 +123,57 @@ fn apply(core: &Core, extended: Extended) {
     for ((id, _), answer) in leases.iter().zip(answers) {
         match answer {
             Ok(extension) => {
-                core.in_flight.extended(*id, sent + lease / 3, Some(sent + lease));
+                let Term { extend_at, until } = Term::since(sent, lease);
+                core.in_flight.extended(*id, extend_at, Some(until));
                 if extension.cancel_requested {
                     core.in_flight.abort(*id, Abort::Cancelled);
                 }
             }
             Err(error) => {
                 core.in_flight.extended(*id, soon, None);
-                // After any other error the job goes on: while nobody else claimed it, its settle counts even late.
+                // After any other error the job goes on. Should its lease end before the broker is back, the broker says
+                // whether what came of it still counts.
                 if matches!(error.kind, ErrorKind::StaleReceipt | ErrorKind::NotFound) {
                     core.in_flight.abort(*id, Abort::Lost);
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::claimed;
+
+    const LEASE: Duration = Duration::from_secs(30);
+    const SENT: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+    /// The seconds until the first extension of a job that was leased `leased` seconds after the claim was sent and
+    /// arrived `arrived` seconds after it, where the broker's clock is `ahead` seconds ahead.
+    fn extended_after(leased: u64, arrived: u64, ahead: i64) -> u64 {
+        let mut job = claimed("job", 1);
+        let begin = SENT.after(Duration::from_secs(leased)).as_millis() + ahead * 1000;
+        job.lease_until = Timestamp::from_millis(begin).after(LEASE);
+        let sent = Instant::now();
+        let now = sent + Duration::from_secs(arrived);
+        let term = Term::waited(&job, LEASE, sent, now, SENT.after(Duration::from_secs(arrived)));
+        assert_eq!(term.until, now + LEASE);
+        term.extend_at.duration_since(now).as_secs()
+    }
+
+    #[test]
+    fn a_job_that_was_long_on_its_way_is_extended_early() {
+        assert_eq!(extended_after(20, 20, 0), 10);
+        assert_eq!(extended_after(16, 20, 0), 6);
+        assert_eq!(extended_after(5, 20, 0), 0);
+        assert_eq!(extended_after(0, 60, 0), 0, "it is lost already, and the broker says so");
+    }
+
+    #[test]
+    fn clocks_that_disagree_cost_an_early_extension_at_most() {
+        assert_eq!(extended_after(20, 20, -3600), 0);
+        assert_eq!(extended_after(20, 20, 3600), 10);
+        assert_eq!(extended_after(0, 0, -3600), 10, "a lease can't have begun before it was asked for");
     }
 }

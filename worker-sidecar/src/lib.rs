@@ -18,6 +18,8 @@ pub mod weights;
 
 mod admin;
 mod api;
+mod bounces;
+mod budget;
 mod claim;
 mod core;
 mod headers;

@@ -9,6 +9,10 @@ use prometheus_client::{
 /// Seconds of a handler's work.
 const BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0];
 
+/// Seconds of what should take no time.
+const LATENCY_BUCKETS: [f64; 12] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Queue {
     pub(crate) queue: String,
@@ -36,10 +40,14 @@ pub(crate) struct Metrics {
     pub(crate) claimed: Family<Queue, Counter>,
     pub(crate) broker_errors: Family<Call, Counter>,
     pub(crate) duration: Durations,
+    pub(crate) start: Durations,
+    pub(crate) settle: Durations,
     pub(crate) concurrency: Gauge,
     pub(crate) running: Gauge,
     pub(crate) unsettled: Gauge,
     pub(crate) payload_bytes: Gauge,
+    pub(crate) result_bytes: Gauge,
+    pub(crate) throttled: Gauge,
     pub(crate) claiming: Gauge,
     pub(crate) policy_ok: Gauge,
     pub(crate) stage: Gauge,
@@ -54,10 +62,14 @@ impl Metrics {
             claimed: Family::default(),
             broker_errors: Family::default(),
             duration: Durations::new_with_constructor(|| Histogram::new(BUCKETS)),
+            start: Durations::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS)),
+            settle: Durations::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS)),
             concurrency: Gauge::default(),
             running: Gauge::default(),
             unsettled: Gauge::default(),
             payload_bytes: Gauge::default(),
+            result_bytes: Gauge::default(),
+            throttled: Gauge::default(),
             claiming: Gauge::default(),
             policy_ok: Gauge::default(),
             stage: Gauge::default(),
@@ -77,10 +89,22 @@ impl Metrics {
             "From request to answer of the app",
             self.duration.clone(),
         );
+        registry.register(
+            "start_latency_seconds",
+            "From ready to the request to the app",
+            self.start.clone(),
+        );
+        registry.register(
+            "settle_latency_seconds",
+            "From the end of a job's run to the broker's last word on it",
+            self.settle.clone(),
+        );
         registry.register("concurrency", "Jobs at once, as configured", self.concurrency.clone());
         registry.register("running", "Jobs that the app works on", self.running.clone());
         registry.register("unsettled", "Jobs that are answered but not settled", self.unsettled.clone());
         registry.register("payload_bytes", "Bytes of jobs held in memory", self.payload_bytes.clone());
+        registry.register("result_bytes", "Bytes of results held in memory", self.result_bytes.clone());
+        registry.register("throttled", "1 while the app's answers keep jobs from it", self.throttled.clone());
         registry.register("claiming", "1 while jobs are claimed", self.claiming.clone());
         registry.register(
             "policy_ok",

@@ -2,13 +2,19 @@
 //!
 //! The status code alone is enough for any web framework; `Job-Outcome`, `Retry-After` and `Job-Error` refine it.
 
-use longshore_drivers::{Claimed, DeadReason, Failure, Limits, Payload, Settle, policy::QueuePolicy};
+use longshore_drivers::{Claimed, DeadReason, Failure, Payload, Settle, policy::QueuePolicy};
 use std::time::Duration;
 
 /// A throttled or released job comes back after this long, doubled for each time it was released before.
 const THROTTLED: Duration = Duration::from_secs(1);
 /// The same for a job that no route of the app takes. Longer, because only a new deployment mends it.
 const MISROUTED: Duration = Duration::from_secs(5);
+/// A job that was released before comes back after this long at the earliest, however soon the app wants it: doubled for
+/// each release up to the longest.
+const SHORTEST_AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(10);
+/// However long the app wants a job to wait, it is not parked for ever by a slip.
+const LONGEST_WISH: Duration = Duration::from_secs(3600);
 /// No release by default is longer than this.
 const LONGEST_RELEASE: Duration = Duration::from_secs(60);
 
@@ -89,6 +95,8 @@ pub struct Moment {
     pub dice: u64,
     /// Whether the app is being stopped on purpose: then a lost connection is nobody's fault.
     pub app_stops: bool,
+    /// How often the job was given back without anybody having worked on it, as far as known.
+    pub bounces: u32,
 }
 
 /// What is done with a job.
@@ -139,7 +147,7 @@ pub fn decide(answer: Answer, job: &Claimed, queue: &QueuePolicy, moment: Moment
         Decision::settle(settle, Signal::Silent)
     };
     match answer {
-        Answer::Response(response) => decide_response(response, job, queue, moment.dice),
+        Answer::Response(response) => decide_response(response, job, queue, moment),
         Answer::Refused => Decision::settle(release(Duration::ZERO), Signal::Unreachable),
         Answer::Reset(_) if moment.app_stops => Decision::settle(release(Duration::ZERO), Signal::Silent),
         Answer::Reset(cause) => {
@@ -156,14 +164,15 @@ pub fn decide(answer: Answer, job: &Claimed, queue: &QueuePolicy, moment: Moment
     }
 }
 
-fn decide_response(response: Response, job: &Claimed, queue: &QueuePolicy, dice: u64) -> Decision {
+fn decide_response(response: Response, job: &Claimed, queue: &QueuePolicy, moment: Moment) -> Decision {
     let Response { status, wanted, retry_after, error, body } = response;
     let failure = |reason: &str| {
         let message = error.clone().unwrap_or_else(|| format!("the app answered {status}"));
         Failure::new(reason, message)
     };
     let works = |settle| Decision::settle(settle, Signal::Works);
-    let after = |default: Duration| retry_after.map_or_else(|| grown(default, job), capped);
+    let dice = moment.dice;
+    let after = |default: Duration| release_after(retry_after, default, job, moment);
     match (wanted, status) {
         (Some(Wanted::Release), _) => works(release(after(THROTTLED))),
         (None, 202) => Decision { verdict: Verdict::Detach, signal: Signal::Works },
@@ -204,6 +213,16 @@ pub fn too_large(limit: usize) -> Settle {
     bury(DeadReason::Rejected, Failure::new("ResultTooLarge", message))
 }
 
+/// What becomes of a settle that the app asks for in the words of a broker: the same as of an answer to a push.
+pub fn ruled(wish: Settle, job: &Claimed, queue: &QueuePolicy, max_result: usize, moment: Moment) -> Settle {
+    match wish {
+        Settle::Succeed { result: Some(result) } if result.len() > max_result => too_large(max_result),
+        Settle::Retry { delay, failure } => retry(job, queue, failure, Some(delay), moment.dice),
+        Settle::Release { delay } => release(release_after(Some(delay), THROTTLED, job, moment)),
+        Settle::Succeed { .. } | Settle::Bury { .. } => wish,
+    }
+}
+
 /// Another attempt, or the end when there is none left. The app may ask for more patience than the policy, not for less.
 pub fn retry(
     job: &Claimed,
@@ -216,7 +235,7 @@ pub fn retry(
         return bury(DeadReason::Exhausted, failure);
     }
     let policy = queue.retry.delay_after(job.attempt, dice);
-    let delay = retry_after.map_or(policy, |wish| capped(wish).max(policy));
+    let delay = retry_after.map_or(policy, |wish| wish.min(LONGEST_WISH).max(policy));
     Settle::Retry { delay, failure }
 }
 
@@ -230,15 +249,23 @@ pub fn bury(reason: DeadReason, failure: Failure) -> Settle {
     Settle::Bury { reason, failure }
 }
 
-/// Doubles `base` for every delivery that was no attempt: those are the releases before this one, whichever pod made
-/// them, so the growth needs no memory here.
-fn grown(base: Duration, job: &Claimed) -> Duration {
-    let releases = job.delivery.saturating_sub(job.attempt).min(16);
-    base.saturating_mul(1 << releases).min(LONGEST_RELEASE)
+/// When a released job comes back. What the app wants is honoured, but neither in a hot loop nor for ever.
+fn release_after(wish: Option<Duration>, default: Duration, job: &Claimed, moment: Moment) -> Duration {
+    // Deliveries that were no attempt are the releases before this one, whichever pod made them, so the growth needs no
+    // memory; only those after which nobody had to wait don't count.
+    let releases = job.delivery.saturating_sub(job.attempt).saturating_sub(moment.bounces);
+    let Some(wish) = wish else {
+        return doubled(default, releases).min(LONGEST_RELEASE);
+    };
+    let soonest = match releases {
+        0 => Duration::ZERO,
+        again => doubled(SHORTEST_AGAIN, again - 1).min(LONGEST_AGAIN),
+    };
+    wish.min(LONGEST_WISH).max(soonest)
 }
 
-fn capped(wish: Duration) -> Duration {
-    wish.min(Limits::MAX_DELAY)
+fn doubled(base: Duration, times: u32) -> Duration {
+    base.saturating_mul(1 << times.min(16))
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
 //! The worker's queues as the app sees them through the local API, under the policy that also rules pushed jobs.
 //!
-//! What the app claims holds a slot until it is settled, extended no more, or the sidecar stops.
+//! What the app claims holds a slot until it is settled, extended no more, out of time, or the sidecar stops.
 
 use crate::{
     core::{Core, Hold},
     drain::Stage,
-    in_flight::{Abort, Phase, Ticket},
-    job::{self, End, conclude, finish, interrupted},
+    headers,
+    in_flight::{Abort, Completion, Phase, Said, Settled, Ticket},
+    job::{self, End, conclude, finish, interrupted, without_payload},
+    lease::Term,
+    outcome::Answer,
     plan::Lane,
 };
 use async_trait::async_trait;
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Driver,
-    DynDriver, Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob,
-    Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
-    http::server::Directory,
+    DynDriver, Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, Limits, ListJobs,
+    NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement,
+    Timestamp, WakeStream, http::server::Directory,
 };
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
@@ -79,10 +82,10 @@ impl Ruled {
     /// Waits until there is a slot; tells how many there are in the end.
     async fn slots(&self, wait: Duration) -> u32 {
         let mut counts = self.core.in_flight.watch();
-        let waiting = async { while self.core.free() == 0 && counts.changed().await.is_ok() {} };
+        let waiting = async { while self.core.room() == 0 && counts.changed().await.is_ok() {} };
         // Without a slot the claim brings nothing.
         let _ = timeout(wait, waiting).await;
-        self.core.free()
+        self.core.room()
     }
 
     /// Claims in a task of its own: what comes when the app has hung up goes back at once.
@@ -110,22 +113,55 @@ impl Ruled {
         answer.await.unwrap_or_else(|_| Err(Error::unavailable("the claim broke off")))
     }
 
-    fn hold(&self, job: &Claimed) {
-        let ticket = self.core.in_flight.admit(&self.lane, job, Phase::Pulled);
-        let job = Claimed { payload: Payload::default(), ..job.clone() };
-        self.core.jobs.spawn(hold(self.core.clone(), self.lane.clone(), job, ticket));
+    /// Follows `job` from here on; gives what the app is told of it.
+    fn hold(&self, job: Claimed) -> Claimed {
+        // The app extends the lease itself; here it only says for how long the slot is taken at most.
+        let term = Term::since(Instant::now(), self.lane.queue.lease);
+        let ticket = self.core.in_flight.admit(&self.lane, &job, Phase::Pulled, term);
+        let headers = headers::told(&job, &self.lane.queue, Timestamp::now());
+        let kept = without_payload(job.clone());
+        self.core.jobs.spawn(hold(self.core.clone(), self.lane.clone(), kept, ticket));
+        Claimed { headers, ..job }
     }
 
-    fn gone(&self, receipt: &Receipt, why: Abort) {
+    fn lost(&self, receipt: &Receipt) {
         if let Some((id, _)) = self.core.in_flight.find(receipt) {
-            self.core.in_flight.abort(id, why);
+            self.core.in_flight.abort(id, Abort::Lost);
         }
+    }
+
+    /// Hands a settle to the task that holds the job, so that the policy rules it like an answer to a push. One whose
+    /// claim this process knows nothing of (it was restarted since) comes back.
+    fn tell(&self, settlement: Settlement) -> std::result::Result<Told, Settlement> {
+        let Settlement { receipt, settle } = settlement;
+        if !self.core.in_flight.knows(&receipt) {
+            return Err(Settlement { receipt, settle });
+        }
+        let (reply, settled) = oneshot::channel();
+        let completion = Completion { said: Box::new(Said::Settle(settle)), reply, share: None };
+        // A job that is being settled already is not there any more: its end of the channel is gone.
+        let _ = self.core.in_flight.complete(&receipt, completion);
+        Ok(Told { receipt, settled })
+    }
+}
+
+/// A settle on its way.
+struct Told {
+    receipt: Receipt,
+    settled: oneshot::Receiver<Settled>,
+}
+
+impl Told {
+    async fn answer(self) -> Result<()> {
+        self.settled
+            .await
+            .map_or_else(|_| Err(Error::stale(&self.receipt)), |settled| settled.answer(&self.receipt))
     }
 }
 
 /// What may still be handed out; the rest goes back.
 fn allowed(core: &Arc<Core>, lane: &Arc<Lane>, jobs: Vec<Claimed>) -> Vec<Claimed> {
-    if core.hold() == Some(Hold::Pull) {
+    if core.hold() == Some(Hold::Pull) && core.wants(lane) {
         return jobs;
     }
     for job in jobs {
@@ -134,8 +170,10 @@ fn allowed(core: &Arc<Core>, lane: &Arc<Lane>, jobs: Vec<Claimed>) -> Vec<Claime
     Vec::new()
 }
 
-/// Follows a job that the app pulled until it is settled one way or the other.
+/// Follows a job that the app pulled until it is settled one way or the other, or its time is up: an app that extends a
+/// lease for ever still has no more time for an attempt than the policy gives.
 async fn hold(core: Arc<Core>, lane: Arc<Lane>, job: Claimed, mut ticket: Ticket) {
+    let deadline = Instant::now() + lane.queue.timeout_of(&job.overrides).min(Limits::MAX_DELAY);
     let end = loop {
         let lease_until = ticket.lease_until();
         tokio::select! {
@@ -145,17 +183,24 @@ async fn hold(core: Arc<Core>, lane: Arc<Lane>, job: Claimed, mut ticket: Ticket
                 Ok(answer) => End::Decided(conclude(&core, &lane, &job, answer).await),
                 Err(end) => end,
             },
+            () = sleep_until(deadline) => {
+                break End::Decided(conclude(&core, &lane, &job, Answer::TimedOut).await);
+            }
             () = sleep_until(lease_until) => {}
         }
         if ticket.lease_until() <= Instant::now() {
             break End::Gone("lost");
         }
     };
-    finish(&core, &lane, job, end, &ticket).await;
+    finish(&core, &lane, &job, end, &ticket).await;
 }
 
 fn pod_ends() -> Error {
     Error::unavailable("the pod ends: finish what runs, claim nothing more")
+}
+
+fn too_few() -> Error {
+    Error::new(ErrorKind::Fatal, "the broker answered too few settles")
 }
 
 fn not_here() -> Error {
@@ -172,6 +217,12 @@ impl Driver for Ruled {
         // Completions are how workflows learn of their jobs; an app could tell them anything.
         if jobs.iter().any(|job| job.notify.is_some()) {
             return Err(Error::invalid("notify belongs to workflows"));
+        }
+        let foreign = jobs.iter().flat_map(|job| job.headers.keys()).find(|name| !headers::travels(name));
+        if let Some(name) = foreign {
+            return Err(Error::invalid(format!(
+                "header {name:?} does not travel with a job: only traceparent, tracestate, baggage and job-meta-… do"
+            )));
         }
         self.driver().enqueue(queue, jobs).await
     }
@@ -202,12 +253,11 @@ impl Driver for Ruled {
         };
         let mut jobs = self.claim_detached(claim).await?;
         // Claims of several threads of the app may have waited for the same slots.
-        let slots = self.core.free() as usize;
+        let slots = self.core.room() as usize;
         for surplus in jobs.split_off(slots.min(jobs.len())) {
             job::give_back(&self.core, &self.lane, surplus);
         }
-        jobs.iter().for_each(|job| self.hold(job));
-        Ok(jobs)
+        Ok(jobs.into_iter().map(|job| self.hold(job)).collect())
     }
 
     async fn extend(
@@ -222,10 +272,11 @@ impl Driver for Ruled {
             match answer {
                 Ok(_) => {
                     if let Some((id, _)) = self.core.in_flight.find(receipt) {
-                        self.core.in_flight.extended(id, sent + lease / 3, Some(sent + lease));
+                        let Term { extend_at, until } = Term::since(sent, lease);
+                        self.core.in_flight.extended(id, extend_at, Some(until));
                     }
                 }
-                Err(error) if error.kind == ErrorKind::StaleReceipt => self.gone(receipt, Abort::Lost),
+                Err(error) if error.kind == ErrorKind::StaleReceipt => self.lost(receipt),
                 Err(_) => {}
             }
         }
@@ -233,14 +284,27 @@ impl Driver for Ruled {
     }
 
     async fn settle(&self, queue: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
-        let receipts: Vec<_> = settlements.iter().map(|settlement| settlement.receipt.clone()).collect();
-        let answers = self.driver().settle(queue, settlements).await?;
-        for (receipt, answer) in receipts.iter().zip(&answers) {
-            match answer {
-                Ok(()) => self.gone(receipt, Abort::Settled),
-                Err(error) if error.kind == ErrorKind::StaleReceipt => self.gone(receipt, Abort::Lost),
-                Err(_) => {}
+        let (mut told, mut strangers) = (Vec::with_capacity(settlements.len()), Vec::new());
+        for settlement in settlements {
+            match self.tell(settlement) {
+                Ok(one) => told.push(Some(one)),
+                Err(stranger) => {
+                    strangers.push(stranger);
+                    told.push(None);
+                }
             }
+        }
+        let of_strangers = match strangers.len() {
+            0 => Vec::new(),
+            _ => self.driver().settle(queue, strangers).await?,
+        };
+        let mut of_strangers = of_strangers.into_iter();
+        let mut answers = Vec::with_capacity(told.len());
+        for one in told {
+            answers.push(match one {
+                Some(told) => told.answer().await,
+                None => of_strangers.next().unwrap_or_else(|| Err(too_few())),
+            });
         }
         Ok(answers)
     }

@@ -20,6 +20,17 @@ impl Ask {
     }
 }
 
+/// Whether a queue is left alone for a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// No.
+    None,
+    /// It takes no part in rounds: it was empty when it was asked without waiting.
+    FromRounds,
+    /// Asking it makes no sense yet: a claim failed, or long polls return empty too soon.
+    Whole,
+}
+
 /// What is known about one queue.
 #[derive(Debug, Clone)]
 pub struct Look<'a> {
@@ -35,10 +46,8 @@ pub struct Look<'a> {
     pub hot: bool,
     /// A claim is under way.
     pub outstanding: Option<Ask>,
-    /// Asking it at all makes no sense yet: a claim failed, or long polls return empty too soon.
-    pub rests: bool,
-    /// It was empty a moment ago when it was asked without waiting.
-    pub empty: bool,
+    /// Whether it is left alone for a moment.
+    pub rest: Rest,
 }
 
 /// The claims to send.
@@ -63,7 +72,8 @@ pub fn round(free: u32, queues: &[Look<'_>], weights: &mut Weights) -> Round {
     if slots == 0 {
         return Round::default();
     }
-    let idle = |queue: &Look<'_>| !queue.suspended && !queue.rests && queue.outstanding.is_none();
+    let idle =
+        |queue: &Look<'_>| !queue.suspended && queue.rest != Rest::Whole && queue.outstanding.is_none();
     let alone = queues.iter().filter(|queue| !queue.suspended).count() == 1;
     let candidates = || queues.iter().enumerate().filter(|(_, queue)| idle(queue));
     let asks = if alone {
@@ -75,7 +85,8 @@ pub fn round(free: u32, queues: &[Look<'_>], weights: &mut Weights) -> Round {
                 |queue: &Look<'_>| queue.broker == broker && matches!(queue.outstanding, Some(Ask::Now(_)));
             queues.iter().any(now)
         };
-        let waiting: Vec<_> = candidates().filter(|(_, queue)| !queue.empty && !busy(queue.broker)).collect();
+        let waiting: Vec<_> =
+            candidates().filter(|(_, queue)| queue.rest == Rest::None && !busy(queue.broker)).collect();
         let shares: Vec<_> = waiting.iter().map(|(_, queue)| (queue.name, queue.weight)).collect();
         let shares = weights.share(slots, &shares);
         let asked = waiting.iter().zip(shares).filter(|(_, share)| *share > 0);
@@ -99,8 +110,7 @@ mod tests {
             suspended: false,
             hot: false,
             outstanding: None,
-            rests: false,
-            empty: false,
+            rest: Rest::None,
         }
     }
 
@@ -160,14 +170,14 @@ mod tests {
         assert_eq!(round(0, &[queue("a", 1)], &mut Weights::default()), Round::default());
         let mut queues = [queue("a", 1), queue("b", 1), queue("c", 1)];
         queues[0].suspended = true;
-        queues[1].rests = true;
+        queues[1].rest = Rest::Whole;
         assert_eq!(asks(5, &queues), [(2, Ask::Wait(1))]);
     }
 
     #[test]
     fn an_empty_queue_waits_for_its_next_job_at_once_when_no_other_is_hot() {
         let mut queues = [queue("a", 1), queue("b", 1)];
-        queues[0].empty = true;
+        queues[0].rest = Rest::FromRounds;
         assert_eq!(asks(5, &queues), [(0, Ask::Wait(1)), (1, Ask::Wait(1))]);
         queues[1].suspended = true;
         assert_eq!(asks(5, &queues), [(0, Ask::Wait(5))]);
@@ -177,9 +187,9 @@ mod tests {
     fn an_empty_queue_takes_part_once_it_has_rested() {
         let mut queues = [queue("a", 1), queue("b", 1)];
         queues[0].hot = true;
-        queues[1].empty = true;
+        queues[1].rest = Rest::FromRounds;
         assert_eq!(asks(2, &queues), [(0, Ask::Now(2))]);
-        queues[1].empty = false;
+        queues[1].rest = Rest::None;
         assert_eq!(asks(2, &queues), [(0, Ask::Now(1)), (1, Ask::Now(1))]);
     }
 }

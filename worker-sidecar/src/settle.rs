@@ -6,6 +6,7 @@
 use crate::{
     health::{Health, lock},
     in_flight::Settled,
+    lease,
     metrics::Metrics,
     outcome,
     plan::{Lane, LaneKey},
@@ -33,14 +34,14 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// The first pause after a failure; doubled up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A settle is tried for this long even when its lease is over: while nobody else claimed the job it may still count,
-/// and otherwise the broker says so.
+/// A settle is tried for this long even when its lease is over: only the broker knows whether it still counts, so it is
+/// asked. One that goes by the clock alone refuses it, and the job runs again.
 const TRY_FOR: Duration = Duration::from_secs(300);
 
 struct Item {
     settlement: Settlement,
     give_up: Instant,
-    /// A request with it may have been carried out: then a stale receipt is most likely our own success.
+    /// A request with it may have been carried out: then a stale receipt proves nothing.
     maybe_done: bool,
     done: oneshot::Sender<Settled>,
 }
@@ -149,8 +150,10 @@ impl Worker {
             while let Ok(item) = items.try_recv() {
                 self.waiting.push(item);
             }
+            // A broker that is back must be told before short leases end.
+            let longest = LONGEST_PAUSE.min(lease::soon(self.lane.queue.lease)).max(SHORTEST_PAUSE);
             self.pause = if self.send_all().await {
-                (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+                (self.pause * 2).clamp(SHORTEST_PAUSE, longest)
             } else {
                 Duration::ZERO
             };
@@ -220,7 +223,7 @@ impl Worker {
             return item.finish(Settled::Done);
         };
         match error.kind {
-            ErrorKind::StaleReceipt if item.maybe_done => item.finish(Settled::Done),
+            ErrorKind::StaleReceipt | ErrorKind::NotFound if item.maybe_done => item.finish(Settled::Unknown),
             ErrorKind::StaleReceipt | ErrorKind::NotFound => item.finish(Settled::Lost),
             // Only a result can be too large, and doing the work again would give it again.
             ErrorKind::TooLarge if item.bytes() > 0 => {

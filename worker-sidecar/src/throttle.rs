@@ -12,6 +12,8 @@ use tokio::time::Instant;
 const FAULTS: u32 = 10;
 /// Answers that came within this time after a cut saw the app as it was before.
 const CUT_EVERY: Duration = Duration::from_secs(1);
+/// The shortest pause after a throttle, however soon the app says that it can go on.
+const SHORTEST_THROTTLE: Duration = Duration::from_secs(1);
 /// The longest pause after a throttle.
 const LONGEST_THROTTLE: Duration = Duration::from_secs(5);
 /// The longest pause between probes.
@@ -37,6 +39,11 @@ impl Throttle {
             Signal::Unroutable(_) | Signal::Unauthorized(_) => self.fault(now),
             Signal::Unreachable | Signal::Silent => {}
         }
+    }
+
+    /// Whether the app's answers keep jobs from it now.
+    pub fn is_active(&self, concurrency: u32, now: Instant) -> bool {
+        self.limit(concurrency) < concurrency || self.paused_until(now).is_some()
     }
 
     /// How many jobs may run at once.
@@ -67,7 +74,7 @@ impl Throttle {
         }
         let limit = self.limit(concurrency);
         if limit <= 1 {
-            self.paused_until = now.checked_add(delay.min(LONGEST_THROTTLE));
+            self.paused_until = now.checked_add(delay.clamp(SHORTEST_THROTTLE, LONGEST_THROTTLE));
         }
         self.cut_at = Some(now);
         self.successes = 0;
@@ -107,6 +114,14 @@ mod tests {
         assert_eq!(throttle.limit(1), 1);
         assert_eq!(throttle.paused_until(now), Some(now + LONGEST_THROTTLE));
         assert_eq!(throttle.paused_until(now + LONGEST_THROTTLE), None);
+    }
+
+    #[test]
+    fn an_app_that_can_go_on_at_once_gets_a_pause_all_the_same() {
+        let (mut throttle, now) = (Throttle::default(), Instant::now());
+        throttle.learn(Signal::Throttled(Duration::ZERO), 1, now);
+        assert_eq!(throttle.paused_until(now), Some(now + SHORTEST_THROTTLE));
+        assert!(throttle.is_active(1, now) && !throttle.is_active(1, now + SHORTEST_THROTTLE));
     }
 
     #[test]

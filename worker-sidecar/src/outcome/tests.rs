@@ -2,7 +2,7 @@ use super::*;
 use crate::fixture::{claimed, queue};
 use bytes::Bytes;
 
-const CALM: Moment = Moment { dice: 0, app_stops: false };
+const CALM: Moment = Moment { dice: 0, app_stops: false, bounces: 0 };
 
 fn response(status: u16) -> Response {
     Response { status, wanted: None, retry_after: None, error: None, body: Body::Empty }
@@ -117,10 +117,49 @@ fn releases_grow_with_each_release_up_to_a_minute() {
 }
 
 #[test]
-fn retry_after_is_honoured_within_what_a_job_can_be_delayed() {
-    assert_eq!(release_delay(503, 4, Some(0)), 0);
+fn retry_after_is_honoured_for_up_to_an_hour() {
+    assert_eq!(release_delay(503, 1, Some(0)), 0);
+    assert_eq!(release_delay(503, 9, Some(25)), 25);
     assert_eq!(release_delay(429, 1, Some(3600)), 3600);
-    assert_eq!(release_delay(429, 1, Some(u64::MAX)), Limits::MAX_DELAY.as_secs());
+    assert_eq!(release_delay(429, 1, Some(u64::MAX)), 3600);
+    let answer = Response { retry_after: Some(Duration::MAX), ..response(500) };
+    let Verdict::Settle(Settle::Retry { delay, .. }) = of(answer).verdict else {
+        panic!("no retry");
+    };
+    assert_eq!(delay.as_secs(), 3600);
+}
+
+#[test]
+fn an_app_that_wants_its_jobs_back_at_once_gets_no_hot_loop() {
+    let delays: Vec<_> = (1..=7).map(|delivery| release_delay(503, delivery, Some(0))).collect();
+    assert_eq!(delays, [0, 1, 2, 4, 8, 10, 10]);
+}
+
+#[test]
+fn a_job_that_only_found_no_slot_is_none_the_worse_for_it() {
+    let mut job = claimed("job", 1);
+    job.delivery = 6;
+    let moment = Moment { bounces: 5, ..CALM };
+    let decision = decide(Answer::Response(response(429)), &job, &queue("emails"), moment);
+    assert_eq!(decision.verdict, Verdict::Settle(release(THROTTLED)));
+}
+
+#[test]
+fn a_settle_in_the_words_of_a_broker_follows_the_same_rules() {
+    let ask = |wish: Settle, attempt: u32| ruled(wish, &claimed("job", attempt), &queue("emails"), 3, CALM);
+    let again = |seconds: u64| Settle::Retry {
+        delay: Duration::from_secs(seconds),
+        failure: Failure::new("Flaky", "once more"),
+    };
+    assert_eq!(ask(again(0), 3), again(4), "the policy's backoff is the least");
+    assert_eq!(ask(again(7), 3), again(7));
+    let exhausted = bury(DeadReason::Exhausted, Failure::new("Flaky", "once more"));
+    assert_eq!(ask(again(0), 5), exhausted);
+    assert_eq!(ask(release(Duration::MAX), 1), release(LONGEST_WISH));
+    assert_eq!(ask(release(Duration::ZERO), 1), release(Duration::ZERO));
+    let result = |text: &'static str| Settle::Succeed { result: Some(Payload::json(text)) };
+    assert_eq!(ask(result("123"), 1), result("123"));
+    assert_eq!(ask(result("1234"), 1), too_large(3));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The API that the app finds on localhost.
 
 use crate::support::{self, Pod, eventually, job};
-use longshore_drivers::{Settle, policy::Handler};
+use longshore_drivers::{
+    DeadReason, Failure, Settle,
+    policy::{Handler, WorkerPolicy},
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -157,6 +160,122 @@ async fn an_app_may_pull_its_jobs() {
     assert_eq!(pod.post(&format!("/v1/jobs/{receipt}/complete"), &[], b"").await.0, 204);
     assert_eq!(claim(&pod, 0).await.1["jobs"].as_array().unwrap().len(), 1);
     assert!(pod.app.seen().is_empty(), "nothing is pushed");
+}
+
+async fn pulling(change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
+    Pod::start(|policy| {
+        policy.handler = Handler::Pull {};
+        change(policy);
+    })
+    .await
+}
+
+async fn pulled(pod: &Pod) -> Value {
+    let jobs = claim(pod, 2000).await.1["jobs"].take();
+    jobs[0].clone()
+}
+
+async fn settle(pod: &Pod, receipt: &Value, settle: Value) -> Value {
+    let body = json!({"settlements": [{"receipt": receipt, "settle": settle}]}).to_string();
+    let (status, answer) = pod.post("/v1/queues/emails/settle", &[], body.as_bytes()).await;
+    assert_eq!(status, 200, "{answer}");
+    parsed(&answer)["results"][0].clone()
+}
+
+#[tokio::test]
+async fn a_pulled_job_is_told_its_bounds() {
+    let pod = pulling(|_| {}).await;
+    pod.enqueue("job-1", "ok");
+    let headers = &pulled(&pod).await["headers"];
+    assert_eq!((&headers["job-max-attempts"], &headers["job-timeout-ms"]), (&json!("3"), &json!("30000")));
+    assert!(headers["job-deadline"].is_string() && headers["traceparent"].is_string(), "{headers}");
+}
+
+#[tokio::test]
+async fn a_pulled_jobs_retry_follows_the_policy_up_to_its_last_attempt() {
+    let pod = pulling(|policy| policy.queues[0].retry.initial = Duration::from_millis(30)).await;
+    pod.enqueue("job-1", "ok");
+    for attempt in 1..=3 {
+        let job = pulled(&pod).await;
+        assert_eq!(job["attempt"], attempt);
+        let retry = json!({"retry": {"failure": {"reason": "Flaky", "message": "once more"}}});
+        assert_eq!(settle(&pod, &job["receipt"], retry).await, json!({"ok": null}));
+    }
+    let failure = Failure::new("Flaky", "once more");
+    let retry = |delay| Settle::Retry { delay: Duration::from_millis(delay), failure: failure.clone() };
+    let dead = Settle::Bury { reason: DeadReason::Exhausted, failure: failure.clone() };
+    assert_eq!(pod.broker.settles("job-1"), [retry(30), retry(60), dead]);
+    assert_eq!(pod.counted("retried").await, 2);
+}
+
+#[tokio::test]
+async fn a_pulled_job_whose_time_is_up_costs_an_attempt_however_often_it_is_extended() {
+    let pod = pulling(|policy| policy.queues[0].timeout = Duration::from_millis(400)).await;
+    pod.enqueue("job-1", "ok");
+    let job = pulled(&pod).await;
+    let body = json!({"receipts": [job["receipt"]], "leaseMs": 60_000}).to_string();
+    eventually("refused", || async {
+        let (_, answer) = pod.post("/v1/queues/emails/extend", &[], body.as_bytes()).await;
+        parsed(&answer)["results"][0]["error"]["kind"] == "StaleReceipt"
+    })
+    .await;
+    let Settle::Retry { failure, .. } = pod.settled("job-1").await else {
+        panic!("no retry");
+    };
+    assert_eq!(failure.reason, "Timeout");
+    let late = settle(&pod, &job["receipt"], json!({"succeed": {}})).await;
+    assert_eq!(late["error"]["kind"], "StaleReceipt");
+}
+
+#[tokio::test]
+async fn a_queue_that_was_suspended_while_a_pull_waited_hands_out_nothing() {
+    let mut pod = pulling(|_| {}).await;
+    let waiting = async { claim(&pod, 5000).await.1 };
+    let suspending = async {
+        eventually("the claim waits", || async { pod.broker.claims() == 1 }).await;
+        let mut policy = pod.policy.clone();
+        policy.queues[0].suspended = true;
+        policy.concurrency = 9;
+        support::write(&pod.directory, &policy);
+        eventually("taken", || async { pod.status().await["concurrency"] == 9 }).await;
+        pod.enqueue("job-1", "ok");
+    };
+    let (answer, ()) = futures::join!(waiting, suspending);
+    assert_eq!(answer["jobs"], json!([]));
+    assert_eq!(pod.settled("job-1").await, Settle::Release { delay: Duration::ZERO });
+    pod.change(|policy| policy.queues[0].suspended = false);
+}
+
+#[tokio::test]
+async fn an_app_that_pulls_counts_as_claiming() {
+    let pod = pulling(|_| {}).await;
+    eventually("shown", || async { pod.admin("/metrics").await.1.contains("sidecar_claiming 1") }).await;
+}
+
+#[tokio::test]
+async fn a_pushed_job_that_its_app_settles_itself_is_not_hung_up_on() {
+    let pod = Pod::start(|_| {}).await;
+    pod.enqueue("job-1", "wait");
+    eventually("runs", || async { pod.app.running() == 1 }).await;
+    let receipt = json!(pod.app.seen()[0].header("job-receipt"));
+    assert_eq!(settle(&pod, &receipt, json!({"succeed": {}})).await, json!({"ok": null}));
+    pod.app.let_go(1);
+    eventually("answered", || async { pod.app.running() == 0 }).await;
+    assert_eq!(pod.app.hung_up(), 0);
+    assert_eq!(pod.broker.settles("job-1"), [Settle::Succeed { result: None }]);
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_travel_is_refused_by_name() {
+    let pod = Pod::start(|_| {}).await;
+    for (name, expected) in [("cookie", 400), ("Job-Meta-Tenant", 200), ("job-id", 400), ("baggage", 200)] {
+        let mut new = serde_json::to_value(job(&format!("job-{expected}-{name}"), "ok")).unwrap();
+        new["headers"] = json!({name: "x"});
+        let body = json!({"jobs": [new]}).to_string();
+        let (status, answer) = pod.post("/v1/queues/emails/jobs", &[], body.as_bytes()).await;
+        assert_eq!(status, expected, "{name}: {answer}");
+        assert_eq!(answer.contains("does not travel"), expected == 400, "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -149,12 +149,31 @@ async fn attempts_end_in_the_dead_letters() {
 }
 
 #[tokio::test]
-async fn connections_are_used_again() {
+async fn a_second_answer_to_one_job_is_no_answer_to_the_next() {
     let pod = Pod::start(|policy| policy.concurrency = 1).await;
-    for number in 0..20 {
+    pod.enqueue("job-1", "twice");
+    pod.enqueue("job-2", "status-500");
+    assert_eq!(pod.settled("job-1").await, Settle::Succeed { result: None });
+    retry("HandlerError", pod.settled("job-2").await);
+}
+
+#[tokio::test]
+async fn every_job_has_a_connection_of_its_own_and_the_app_is_told() {
+    let pod = Pod::start(|policy| policy.concurrency = 1).await;
+    for number in 0..5 {
         pod.enqueue(&format!("job-{number}"), "status-204");
     }
-    eventually("all settled", || async { pod.broker.settled() == 20 }).await;
-    // The readiness probe's and one for the jobs, with room for an unlucky moment.
-    assert!(pod.app.connections() <= 4, "{}", pod.app.connections());
+    eventually("all settled", || async { pod.broker.settled() == 5 }).await;
+    // One more is the readiness probe's.
+    assert!(pod.app.connections() >= 6, "{}", pod.app.connections());
+    assert!(pod.app.seen().iter().all(|seen| seen.header("connection") == "close"));
+}
+
+#[tokio::test]
+async fn an_app_that_wants_a_job_back_at_once_every_time_gets_no_hot_loop() {
+    let pod = Pod::start(|policy| policy.concurrency = 8).await;
+    pod.enqueue("job-1", "again");
+    eventually("released twice", || async { pod.broker.settles("job-1").len() == 2 }).await;
+    let again = |seconds| Settle::Release { delay: Duration::from_secs(seconds) };
+    assert_eq!(pod.broker.settles("job-1"), [again(0), again(1)]);
 }

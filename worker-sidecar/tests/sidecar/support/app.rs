@@ -172,6 +172,10 @@ async fn serve(stream: TcpStream, inner: Arc<Inner>, letting_go: Arc<Semaphore>)
                 }
             }
         }
+        if job_type == "twice" {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            let _ = stream.get_mut().write_all(answer.as_bytes()).await;
+        }
         if job_type == "half" {
             return;
         }
@@ -203,6 +207,7 @@ async fn behave(job_type: &str, letting_go: &Semaphore) -> Option<String> {
         "json" => plain("200", "content-type: application/json; charset=utf-8\r\n", "{\"sent\":3}"),
         "redirect" => plain("302", "location: /elsewhere\r\n", ""),
         "busy" => plain("429", "retry-after: 3\r\n", ""),
+        "again" => plain("503", "retry-after: 0\r\n", ""),
         "dead" => plain("500", "job-outcome: dead\r\njob-error: no such tenant\r\n", ""),
         "said" => plain("500", "content-type: text/plain\r\n", "out of paper"),
         "early" => Some("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()),

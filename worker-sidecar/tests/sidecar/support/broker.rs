@@ -1,6 +1,7 @@
 //! A broker in memory whose faults can be switched on and off.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
     Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
@@ -8,8 +9,8 @@ use longshore_drivers::{
     Settle, Settlement, Timestamp, WakeStream,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{LazyLock, Mutex},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -24,7 +25,23 @@ struct Job {
     delivery: u32,
     due: Instant,
     receipt: Option<Receipt>,
+    lease_until: Instant,
     over: bool,
+}
+
+impl Job {
+    fn is_waiting(&self, queue: &QueueName) -> bool {
+        self.queue == queue.as_str() && !self.over && self.receipt.is_none()
+    }
+}
+
+/// A payload that tells whether somebody still keeps it.
+struct Counted(Bytes, #[expect(dead_code, reason = "its count is what matters")] Arc<()>);
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 #[derive(Default)]
@@ -36,9 +53,22 @@ struct State {
     away: bool,
     panics: Option<&'static str>,
     poison: Option<String>,
+    faults: VecDeque<(ErrorKind, bool)>,
+    payloads: Arc<()>,
     claims: u64,
     extends: u64,
     receipts: u64,
+}
+
+impl State {
+    /// A lease that ended is over, whether or not somebody else wants the job: brokers go by the clock alone.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for job in self.jobs.values_mut().filter(|job| job.receipt.is_some() && job.lease_until <= now) {
+            job.receipt = None;
+            job.due = now;
+        }
+    }
 }
 
 /// The broker.
@@ -47,6 +77,7 @@ pub(crate) struct Broker {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     held: watch::Sender<bool>,
+    delay: Mutex<Duration>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -57,7 +88,11 @@ impl std::fmt::Debug for Broker {
 
 impl Broker {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        let answer = act(&mut self.state.lock().unwrap());
+        let answer = {
+            let mut state = self.state.lock().unwrap();
+            state.expire();
+            act(&mut state)
+        };
         self.changed.send_modify(|version| *version += 1);
         answer
     }
@@ -71,6 +106,7 @@ impl Broker {
             delivery: 0,
             due: Instant::now(),
             receipt: None,
+            lease_until: Instant::now(),
             over: false,
         };
         self.with(|state| state.jobs.insert(id, job));
@@ -126,6 +162,26 @@ impl Broker {
         self.with(|state| state.poison = state.jobs[id].receipt.clone().map(|receipt| receipt.0));
     }
 
+    /// The next settle fails like this, after it was carried out or without it.
+    pub(crate) fn fail_settle(&self, kind: ErrorKind, carried_out: bool) {
+        self.with(|state| state.faults.push_back((kind, carried_out)));
+    }
+
+    /// How many payloads that were handed out are still kept by somebody.
+    pub(crate) fn payloads_kept(&self) -> usize {
+        Arc::strong_count(&self.state.lock().unwrap().payloads) - 1
+    }
+
+    /// Jobs that were waited for are told of this late.
+    pub(crate) fn answer_late(&self, delay: Duration) {
+        *self.delay.lock().unwrap() = delay;
+    }
+
+    /// How often a job was handed out.
+    pub(crate) fn deliveries(&self, id: &str) -> u32 {
+        self.state.lock().unwrap().jobs[id].delivery
+    }
+
     /// Leases jobs, but keeps the answers to claims that don't wait.
     pub(crate) fn hold_answers(&self, hold: bool) {
         self.held.send_replace(hold);
@@ -153,28 +209,30 @@ impl Broker {
 
     fn take(&self, queue: &QueueName, claim: &Claim) -> Vec<Claimed> {
         self.with(|state| {
-            let State { jobs, receipts, .. } = state;
-            let ready = jobs.values_mut().filter(|job| {
-                job.queue == queue.as_str() && !job.over && job.receipt.is_none() && job.due <= Instant::now()
-            });
+            let State { jobs, receipts, payloads, .. } = state;
+            let now = Instant::now();
+            let ready = jobs.values_mut().filter(|job| job.is_waiting(queue) && job.due <= now);
             let leased = ready.take(claim.max as usize).map(|job| {
                 *receipts += 1;
-                lease(job, *receipts)
+                job.lease_until = now + claim.lease;
+                lease(job, *receipts, claim.lease, payloads)
             });
             leased.collect()
         })
     }
 
     fn next_due(&self, queue: &QueueName) -> Option<Instant> {
-        let state = self.state.lock().unwrap();
-        let waiting = state.jobs.values().filter(|job| {
-            job.queue == queue.as_str() && !job.over && job.receipt.is_none() && job.due > Instant::now()
-        });
-        waiting.map(|job| job.due).min()
+        let (state, now) = (self.state.lock().unwrap(), Instant::now());
+        let of_queue = state.jobs.values().filter(|job| job.queue == queue.as_str() && !job.over);
+        let due = of_queue.map(|job| if job.receipt.is_some() { job.lease_until } else { job.due });
+        due.filter(|due| *due > now).min()
     }
 }
 
-fn lease(job: &mut Job, number: u64) -> Claimed {
+fn lease(job: &mut Job, number: u64, lease: Duration, payloads: &Arc<()>) -> Claimed {
+    let now = Timestamp::now();
+    let payload = &job.new.payload;
+    let counted = Counted(payload.bytes.clone(), payloads.clone());
     let receipt = Receipt(format!("receipt-{number}"));
     job.receipt = Some(receipt.clone());
     job.delivery += 1;
@@ -182,14 +240,14 @@ fn lease(job: &mut Job, number: u64) -> Claimed {
         id: job.new.id.clone().unwrap(),
         receipt,
         job_type: job.new.job_type.clone(),
-        payload: job.new.payload.clone(),
+        payload: Payload { content_type: payload.content_type.clone(), bytes: Bytes::from_owner(counted) },
         overrides: job.new.overrides.clone(),
         headers: job.new.headers.clone(),
         attempt: job.attempt,
         delivery: job.delivery,
-        enqueued_at: Timestamp::from_millis(0),
-        ready_at: Timestamp::from_millis(0),
-        lease_until: Timestamp::from_millis(0),
+        enqueued_at: now,
+        ready_at: now,
+        lease_until: now.after(lease),
         last_failure: None,
         notify: None,
     }
@@ -270,6 +328,10 @@ impl Driver for Broker {
                 let _ = self.held.subscribe().wait_for(|held| !held).await;
             }
             if !taken.is_empty() || Instant::now() >= deadline {
+                let delay = *self.delay.lock().unwrap();
+                if !claim.wait.is_zero() && !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
+                }
                 return Ok(taken);
             }
             changed.mark_unchanged();
@@ -285,17 +347,18 @@ impl Driver for Broker {
         &self,
         _: &QueueName,
         receipts: Vec<Receipt>,
-        _: Duration,
+        lease: Duration,
     ) -> Result<Vec<Result<Extension>>> {
         self.check()?;
         self.panic_maybe("extend");
         Ok(self.with(|state| {
             state.extends += 1;
             let extend = |receipt: Receipt| {
-                let held = state.jobs.iter().find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
-                let (id, _) = held.ok_or_else(|| Error::stale(&receipt))?;
+                let held = state.jobs.iter_mut().find(|(_, job)| job.receipt.as_ref() == Some(&receipt));
+                let (id, job) = held.ok_or_else(|| Error::stale(&receipt))?;
+                job.lease_until = Instant::now() + lease;
                 Ok(Extension {
-                    lease_until: Timestamp::from_millis(0),
+                    lease_until: Timestamp::now().after(lease),
                     cancel_requested: state.cancelled.contains(id),
                 })
             };
@@ -310,12 +373,20 @@ impl Driver for Broker {
         if settlements.iter().any(|settlement| Some(&settlement.receipt.0) == poison.as_ref()) {
             return Err(Error::invalid("one of them is poisoned"));
         }
+        let fault = self.state.lock().unwrap().faults.pop_front();
+        if let Some((kind, false)) = fault {
+            return Err(Error::new(kind, "this settle was told to fail"));
+        }
         // A round trip, so that others pile up behind it.
         tokio::time::sleep(Duration::from_millis(2)).await;
-        Ok(self.with(|state| {
+        let answers = self.with(|state| {
             state.batches.push(settlements.len());
             settlements.into_iter().map(|settlement| end(state, settlement)).collect()
-        }))
+        });
+        match fault {
+            Some((kind, _)) => Err(Error::new(kind, "this settle was told to fail after it was done")),
+            None => Ok(answers),
+        }
     }
 
     async fn probe(&self) -> Result<Probe> {

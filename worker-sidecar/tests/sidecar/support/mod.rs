@@ -173,6 +173,14 @@ impl Pod {
         serde_json::from_str(&self.admin("/status").await.1).unwrap()
     }
 
+    /// How many claims ended with `outcome`.
+    pub(crate) async fn counted(&self, outcome: &str) -> u64 {
+        let metrics = self.admin("/metrics").await.1;
+        let label = format!("outcome=\"{outcome}\"");
+        let line = metrics.lines().find(|line| line.contains("_jobs_total{") && line.contains(&label));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
+    }
+
     /// Asks the local API as the app would.
     pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
         let token = format!("Bearer {}", self.token());
