@@ -112,7 +112,7 @@ impl Claimer {
         let plan = self.core.plan();
         self.forget_gone(&plan);
         if self.look_at_hold().is_some() {
-            return self.core.paused_until();
+            return self.core.held_until();
         }
         let now = Instant::now();
         let Round { asks, again } = round(self.core.room(), &self.looks(&plan, now), &mut self.weights);

@@ -60,6 +60,8 @@ pub(crate) enum Hold {
     Draining,
     /// The operator retires this pod.
     Victim,
+    /// A hook of the app waits to learn whether the pod ends.
+    AppStops,
     /// The app asks for jobs itself.
     Pull,
     /// The app takes no connections.
@@ -78,7 +80,7 @@ impl Core {
             plan: watch::Sender::new(Arc::default()),
             in_flight: Arc::new(InFlight::new(wake.clone())),
             settler: Settler::new(health.clone(), metrics.clone()),
-            stop: Stop::default(),
+            stop: Stop::new(wake.clone()),
             app: App::default(),
             health,
             metrics,
@@ -126,6 +128,9 @@ impl Core {
         if plan.is_victim(&self.pod) {
             return Some(Hold::Victim);
         }
+        if self.stop.claims_held_until(Instant::now()).is_some() {
+            return Some(Hold::AppStops);
+        }
         match &plan.target {
             None => Some(Hold::Pull),
             Some(target) if !self.app.is_ready(target.port) => Some(Hold::AppNotReady),
@@ -133,8 +138,13 @@ impl Core {
         }
     }
 
-    pub(crate) fn paused_until(&self) -> Option<Instant> {
+    fn paused_until(&self) -> Option<Instant> {
         lock(&self.throttle).paused_until(Instant::now())
+    }
+
+    /// When a hold ends by itself, if it does.
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.stop.claims_held_until(Instant::now()).or_else(|| self.paused_until())
     }
 
     /// How many more jobs the app can take.

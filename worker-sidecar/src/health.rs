@@ -3,7 +3,7 @@
 use crate::outcome::Signal;
 use longshore_drivers::{Error, ErrorKind};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,6 +27,8 @@ struct Inner {
     unroutable: Option<(u16, Instant)>,
     unauthorized: Option<(u16, Instant)>,
     brokers: BTreeMap<String, Broker>,
+    /// The brokers of the policy, once there is one.
+    named: Option<BTreeSet<String>>,
     policy_loaded: bool,
     policy_error: Option<String>,
 }
@@ -103,6 +105,10 @@ impl Health {
 
     fn note(&self, name: &str, reachable: bool, message: Option<&str>) {
         let mut inner = lock(&self.inner);
+        // A late answer of a broker that is no longer ours.
+        if inner.named.as_ref().is_some_and(|named| !named.contains(name)) {
+            return;
+        }
         let known = inner.brokers.get(name);
         let turned = known.is_none_or(|known| known.reachable != reachable);
         if !turned && known.is_some_and(|known| known.message.as_deref() == message) {
@@ -118,9 +124,11 @@ impl Health {
         }
     }
 
-    /// Forgets brokers that the policy no longer names.
-    pub(crate) fn keep_brokers(&self, keep: impl Fn(&str) -> bool) {
-        lock(&self.inner).brokers.retain(|name, _| keep(name));
+    /// Forgets brokers that the policy no longer names, for good.
+    pub(crate) fn keep_brokers(&self, named: BTreeSet<String>) {
+        let mut inner = lock(&self.inner);
+        inner.brokers.retain(|name, _| named.contains(name));
+        inner.named = Some(named);
     }
 
     pub(crate) fn brokers(&self) -> Vec<Broker> {
@@ -167,6 +175,18 @@ mod tests {
         assert!(!faults.routable && faults.authorized);
         assert!(faults.message.unwrap().contains("404"));
         assert!(health.faults(now + FAULT_STANDS).routable);
+    }
+
+    #[test]
+    fn a_late_answer_brings_no_broker_back_that_the_policy_dropped() {
+        let health = Health::default();
+        health.keep_brokers(["old".to_owned(), "new".to_owned()].into());
+        health.broker_answered::<()>("old", &Ok(()));
+        health.keep_brokers(["new".to_owned()].into());
+        health.broker_answered::<()>("old", &Ok(()));
+        health.broker_answered::<()>("new", &Ok(()));
+        let names: Vec<_> = health.brokers().into_iter().map(|broker| broker.name).collect();
+        assert_eq!(names, ["new"]);
     }
 
     #[test]

@@ -4,38 +4,44 @@
 //! containers asks the admin port and only waits. The kubelet also runs it when a liveness probe fails; then nobody
 //! started a drain, the hook returns after a short grace, and the sidecar goes on once the app is back.
 
-use crate::{core::Core, stop::HOOK_GRACE, token};
+use crate::{
+    core::Core,
+    drain::Event,
+    stop::{self, HOOK_GRACE},
+    token,
+};
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use std::{
+    fs, io,
     net::SocketAddr,
-    path::Path,
-    sync::{Arc, LazyLock},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
-    sync::Semaphore,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
     time::{sleep, timeout},
 };
 
-/// Containers of a pod that wait at once, with room for repeats. The port is open to the cluster.
-const WAITERS: usize = 32;
 /// How often `drain` tries to reach a sidecar, and how long it waits in between.
 const TRIES: u32 = 5;
 const BETWEEN: Duration = Duration::from_millis(200);
 const REQUEST: Duration = Duration::from_secs(2);
+/// What the sidecar answers to a knock.
+const STARTED: &[u8] = b"drain started\n";
 
 pub(crate) fn router() -> Router<Arc<Core>> {
     Router::new().route("/hooks/app-stop", get(app_stop))
 }
 
+/// Nobody is refused: a hook that fails counts as one that returned, and the app would be stopped under its jobs. What
+/// waits is bounded by the port's connections.
 async fn app_stop(State(core): State<Arc<Core>>) -> (StatusCode, &'static str) {
-    static WAITING: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(WAITERS));
-    let Ok(_place) = WAITING.try_acquire() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too many hooks wait\n");
-    };
     tracing::info!("a hook of the app waits");
     if core.stop.app_hook(HOOK_GRACE).await {
         (StatusCode::OK, "the pod ends, the app may stop\n")
@@ -73,6 +79,9 @@ pub async fn fire(api: SocketAddr, token_file: &Path) -> Result<(), Error> {
     let token = read.map_err(|source| Error::ReadToken { path: token_file.to_owned(), source })?;
     let mut last = String::new();
     for _ in 0..TRIES {
+        if matches!(timeout(REQUEST, knock(&socket(token_file))).await, Ok(Ok(()))) {
+            return Ok(());
+        }
         match timeout(REQUEST, post(api, &token)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(reason)) => last = reason,
@@ -81,6 +90,49 @@ pub async fn fire(api: SocketAddr, token_file: &Path) -> Result<(), Error> {
         sleep(BETWEEN).await;
     }
     Err(Error::Reach { api, reason: last })
+}
+
+/// The sidecar's own door for its own hook. Apps come through the local API, and a crowd of them there must not keep the
+/// hook out.
+fn socket(token_file: &Path) -> PathBuf {
+    token_file.with_file_name("drain.sock")
+}
+
+/// Opens the door beside the token. Only who runs as the sidecar does may use it, so it asks for no token.
+pub(crate) fn door(token_file: &Path) -> io::Result<UnixListener> {
+    let path = socket(token_file);
+    // One that a killed sidecar left behind leads nowhere.
+    if let Err(error) = fs::remove_file(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Starts the drain when somebody knocks at the door.
+pub(crate) async fn attend(core: Arc<Core>, door: UnixListener) {
+    loop {
+        match door.accept().await {
+            Ok((mut stream, _)) => {
+                stop::apply(&core, Event::Requested);
+                // Whoever does not wait for the answer does without.
+                let _ = timeout(REQUEST, stream.write_all(STARTED)).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the door of the drain hook can't be attended");
+                sleep(BETWEEN).await;
+            }
+        }
+    }
+}
+
+async fn knock(door: &Path) -> io::Result<()> {
+    let mut stream = UnixStream::connect(door).await?;
+    let mut answer = [0; STARTED.len()];
+    stream.read_exact(&mut answer).await.map(drop)
 }
 
 async fn post(api: SocketAddr, token: &str) -> Result<(), String> {

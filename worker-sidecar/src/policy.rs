@@ -104,6 +104,10 @@ impl Follower {
     async fn turn(&mut self, path: &Path) {
         let changed = self.read(path);
         let Some(policy) = self.policy.clone() else { return };
+        if changed {
+            let names = policy.brokers.iter().map(|broker| broker.name.clone());
+            self.core.health.keep_brokers(names.collect());
+        }
         let connected = self.connect_missing(&policy).await;
         if changed || connected {
             self.install(&policy);
@@ -189,7 +193,6 @@ impl Follower {
             target: Target::of(&policy.handler).ok().flatten(),
             policy: Some(policy.clone()),
         };
-        self.core.health.keep_brokers(|name| policy.brokers.iter().any(|broker| broker.name == name));
         self.core.install(plan);
     }
 }

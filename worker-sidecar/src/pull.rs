@@ -232,7 +232,7 @@ impl Driver for Ruled {
         match self.core.hold() {
             Some(Hold::Pull) => {}
             Some(Hold::Draining) => return Err(pod_ends()),
-            Some(Hold::Victim | Hold::NoPolicy) => {
+            Some(Hold::Victim | Hold::NoPolicy | Hold::AppStops) => {
                 sleep(claim.wait.min(QUIET)).await;
                 return Ok(Vec::new());
             }

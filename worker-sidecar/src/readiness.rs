@@ -3,7 +3,10 @@
 use crate::core::Core;
 use std::{
     net::Ipv4Addr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -17,6 +20,8 @@ use crate::health::lock;
 /// The first pause between probes; doubled up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause while the app never took a connection: it starts, and jobs wait for it.
+const LONGEST_AT_START: Duration = Duration::from_millis(100);
 /// On localhost a connection that takes longer is none.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -27,6 +32,8 @@ pub(crate) struct App {
     ready: watch::Sender<Option<u16>>,
     /// Survives a successful probe: an app that takes connections only to drop them must not be probed in a hot loop.
     pause: Mutex<Duration>,
+    /// Whether it was ever ready.
+    started: AtomicBool,
 }
 
 impl App {
@@ -50,8 +57,14 @@ impl App {
     fn next_pause(&self) -> Duration {
         let mut pause = lock(&self.pause);
         let now = *pause;
-        *pause = (now * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let started = self.started.load(Ordering::Relaxed);
+        *pause = (now * 2).clamp(SHORTEST_PAUSE, if started { LONGEST_PAUSE } else { LONGEST_AT_START });
         now
+    }
+
+    fn took_connection(&self, port: u16) {
+        self.started.store(true, Ordering::Relaxed);
+        self.ready.send_replace(Some(port));
     }
 }
 
@@ -73,7 +86,7 @@ pub(crate) async fn probe(core: Arc<Core>) {
                 sleep(core.app.next_pause()).await;
                 if listens(port).await {
                     tracing::info!(port, "the app takes connections");
-                    core.app.ready.send_replace(Some(port));
+                    core.app.took_connection(port);
                     core.wake.notify_one();
                 }
             }
@@ -85,5 +98,20 @@ pub(crate) async fn probe(core: Arc<Core>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_that_starts_is_probed_often_and_one_that_fell_over_less_and_less() {
+        let app = App::default();
+        let pauses = |count: usize| -> Vec<_> { (0..count).map(|_| app.next_pause().as_millis()).collect() };
+        assert_eq!(pauses(5), [0, 50, 100, 100, 100]);
+        app.took_connection(8080);
+        app.refused();
+        assert_eq!(pauses(5), [100, 200, 400, 800, 1000]);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     claim::Claimer,
     core::Core,
     drain::{Event, Stage},
-    lease,
+    hooks, lease,
     policy::{self, Connect},
     readiness, stop, token,
 };
@@ -67,6 +67,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The door of the drain hook can't be opened.
+    #[error("failed to open the door of the drain hook beside {path:?}")]
+    OpenDoor {
+        /// The token that it stands beside.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A task that has to live ended.
     #[error("task {0:?} ended before its time")]
     TaskEnded(&'static str),
@@ -99,8 +108,9 @@ impl Sidecar {
         if !api.ip().is_loopback() {
             return Err(Error::ExposedApi(api));
         }
-        let token =
-            token::ensure(&token_file).map_err(|source| Error::MakeToken { path: token_file, source })?;
+        let path = token_file.clone();
+        let token = token::ensure(&token_file).map_err(|source| Error::MakeToken { path, source })?;
+        let door = hooks::door(&token_file).map_err(|source| Error::OpenDoor { path: token_file, source })?;
         let core = Arc::new(Core::new(pod_name));
         let (api_listener, api) = listen(api).await?;
         let (admin_listener, admin) = listen(admin).await?;
@@ -110,6 +120,7 @@ impl Sidecar {
         sidecar.spawn("api", serve(api_listener, router, SERVE, sidecar.closing.clone()));
         let router = admin::router(core.clone());
         sidecar.spawn("admin", serve(admin_listener, router, SERVE, sidecar.closing.clone()));
+        sidecar.spawn("door", hooks::attend(core.clone(), door));
         sidecar.spawn("policy", policy::follow(core.clone(), policy, connect));
         sidecar.spawn("readiness", readiness::probe(core.clone()));
         sidecar.spawn("leases", lease::keep(core.clone()));

@@ -14,12 +14,16 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
 };
 
-/// The two hooks of a pod start in the same second, but one is a process that has to start and the other a request.
-pub(crate) const HOOK_GRACE: Duration = Duration::from_secs(3);
+/// The two hooks of a pod start in the same second, but one is a process that has to start, on a node that may be busy
+/// with many pods that end, and the other a request.
+pub(crate) const HOOK_GRACE: Duration = Duration::from_secs(10);
+/// Undecided hooks hold claims for one grace in this time. Anybody in the cluster can call them; nobody shall be able to
+/// keep a pod from its jobs.
+const HOLD_EVERY: Duration = Duration::from_secs(60);
 /// How long the last settles may take.
 const FLUSH: Duration = Duration::from_secs(10);
 
@@ -30,23 +34,27 @@ pub(crate) struct Stop {
     stage: watch::Sender<Stage>,
     /// Hooks of the app that don't know yet whether the pod ends.
     undecided: watch::Sender<usize>,
+    /// When hooks of the app began to hold claims last.
+    held_since: Mutex<Option<Instant>>,
+    /// Told when they begin and end.
+    wake: Arc<Notify>,
     started: Mutex<Option<Instant>>,
     released: AtomicUsize,
 }
 
-impl Default for Stop {
-    fn default() -> Self {
+impl Stop {
+    pub(crate) fn new(wake: Arc<Notify>) -> Self {
         Self {
             machine: Mutex::default(),
             stage: watch::Sender::new(Stage::Running),
             undecided: watch::Sender::new(0),
+            held_since: Mutex::default(),
+            wake,
             started: Mutex::default(),
             released: AtomicUsize::new(0),
         }
     }
-}
 
-impl Stop {
     pub(crate) fn stage(&self) -> Stage {
         *self.stage.borrow()
     }
@@ -64,13 +72,27 @@ impl Stop {
     /// What the preStop hook of the app waits for: the end of running jobs if the pod ends, nothing if it doesn't.
     /// Tells whether the pod ends.
     pub(crate) async fn app_hook(&self, grace: Duration) -> bool {
-        let undecided = Undecided::open(&self.undecided);
+        let undecided = Undecided::open(self);
         let ends = timeout(grace, self.reached(Stage::Draining)).await.is_ok();
         drop(undecided);
         if ends {
             self.reached(Stage::AppMayStop).await;
         }
         ends
+    }
+
+    /// Until when nothing is claimed because a hook of the app does not know yet whether the pod ends: if it does, what
+    /// is claimed now would only be in the way.
+    pub(crate) fn claims_held_until(&self, now: Instant) -> Option<Instant> {
+        let until = (*lock(&self.held_since))? + HOOK_GRACE;
+        (*self.undecided.borrow() > 0 && until > now).then_some(until)
+    }
+
+    fn hold_claims(&self, now: Instant) {
+        let mut since = lock(&self.held_since);
+        if since.is_none_or(|since| now.duration_since(since) >= HOLD_EVERY) {
+            *since = Some(now);
+        }
     }
 
     /// Whether the app is being stopped on purpose. While a hook of the app is undecided the answer waits for it.
@@ -97,18 +119,21 @@ impl Stop {
 }
 
 /// One undecided hook; it counts until it is dropped, also when the kubelet hangs up.
-struct Undecided<'a>(&'a watch::Sender<usize>);
+struct Undecided<'a>(&'a Stop);
 
 impl<'a> Undecided<'a> {
-    fn open(count: &'a watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count)
+    fn open(stop: &'a Stop) -> Self {
+        stop.hold_claims(Instant::now());
+        stop.undecided.send_modify(|count| *count += 1);
+        stop.wake.notify_one();
+        Self(stop)
     }
 }
 
 impl Drop for Undecided<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.undecided.send_modify(|count| *count -= 1);
+        self.0.wake.notify_one();
     }
 }
 
@@ -190,6 +215,10 @@ mod tests {
     use futures::poll;
     use std::{pin::pin, task::Poll};
 
+    fn stop() -> Stop {
+        Stop::new(Arc::default())
+    }
+
     impl Stop {
         fn set(&self, stage: Stage) {
             self.stage.send_replace(stage);
@@ -198,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_hook_of_an_app_whose_pod_stays_returns_after_a_short_grace() {
-        let stop = Stop::default();
+        let stop = stop();
         let began = Instant::now();
         assert!(!stop.app_hook(HOOK_GRACE).await);
         assert_eq!(began.elapsed(), HOOK_GRACE);
@@ -206,7 +235,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_hook_of_an_app_whose_pod_ends_waits_for_the_jobs() {
-        let stop = Stop::default();
+        let stop = stop();
         let mut hook = pin!(stop.app_hook(HOOK_GRACE));
         assert!(poll!(&mut hook).is_pending());
         stop.set(Stage::Draining);
@@ -217,7 +246,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_connection_waits_for_the_hook_that_knows_why() {
-        let stop = Stop::default();
+        let stop = stop();
         assert!(!stop.app_stops().await, "no hook, no stop");
         let mut hook = pin!(stop.app_hook(HOOK_GRACE));
         assert!(poll!(&mut hook).is_pending());
@@ -229,7 +258,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_connection_counts_when_the_hook_finds_that_the_pod_stays() {
-        let stop = Stop::default();
+        let stop = stop();
         let (ends, stops) = futures::join!(stop.app_hook(HOOK_GRACE), async {
             tokio::task::yield_now().await;
             stop.app_stops().await
@@ -238,8 +267,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_undecided_hook_holds_claims_for_one_grace_and_a_crowd_of_them_no_longer() {
+        let stop = stop();
+        let began = Instant::now();
+        {
+            let mut hook = pin!(stop.app_hook(HOOK_GRACE));
+            assert!(poll!(&mut hook).is_pending());
+            assert_eq!(stop.claims_held_until(began), Some(began + HOOK_GRACE));
+        }
+        assert_eq!(stop.claims_held_until(began), None, "it hung up");
+        // Somebody who calls the hook again and again.
+        let mut held = Duration::ZERO;
+        while began.elapsed() < HOLD_EVERY * 5 {
+            let mut hook = pin!(stop.app_hook(HOOK_GRACE));
+            assert!(poll!(&mut hook).is_pending());
+            let step = Duration::from_millis(500);
+            if stop.claims_held_until(Instant::now()).is_some() {
+                held += step;
+            }
+            tokio::time::advance(step).await;
+        }
+        assert!(held <= HOOK_GRACE * 6, "{held:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_hook_that_hangs_up_decides_nothing_and_delays_nothing() {
-        let stop = Stop::default();
+        let stop = stop();
         {
             let mut hook = pin!(stop.app_hook(HOOK_GRACE));
             assert!(poll!(&mut hook).is_pending());

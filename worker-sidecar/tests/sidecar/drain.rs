@@ -4,7 +4,10 @@ use crate::support::{self, Pod, eventually};
 use longshore_drivers::Settle;
 use longshore_worker_sidecar::{drain::Stage, hooks};
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 
 async fn running(count: usize) -> Pod {
     let pod = Pod::start(|_| {}).await;
@@ -125,7 +128,7 @@ async fn a_restart_of_the_app_is_no_end_of_the_pod() {
     // What the kubelet does when a liveness probe fails: the hook, then the signals.
     let (status, _) = pod.admin("/hooks/app-stop").await;
     assert_eq!(status, 200);
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(15));
     pod.app.down();
     assert!(matches!(pod.settled("job-1").await, Settle::Retry { .. }), "the app died on it");
     pod.app.up().await;
@@ -155,6 +158,49 @@ async fn what_a_claim_brings_after_the_drain_began_goes_back_at_once() {
     pod.sidecar().terminator().terminate().await;
     finished(&mut pod).await;
     assert_eq!(pod.app.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_while_a_hook_of_the_app_is_undecided() {
+    let pod = Pod::start(|_| {}).await;
+    let mut hook = Box::pin(pod.admin("/hooks/app-stop"));
+    let held = eventually("held", || async { pod.status().await["hold"] == "appStops" });
+    tokio::select! {
+        answer = &mut hook => panic!("decided too soon: {answer:?}"),
+        () = held => {}
+    }
+    fire(&pod).await;
+    assert_eq!(hook.await.0, 200);
+    assert!(pod.sidecar().stage() >= Stage::Draining);
+}
+
+#[tokio::test]
+async fn a_crowd_of_connections_neither_keeps_the_drain_away_nor_looks_like_a_death() {
+    let pod = Pod::start(|_| {}).await;
+    let mut crowd = Vec::new();
+    for _ in 0..300 {
+        crowd.push(TcpStream::connect(pod.api()).await.unwrap());
+    }
+    for _ in 0..260 {
+        crowd.push(TcpStream::connect(pod.admin_address()).await.unwrap());
+    }
+    eventually("alive", || async { pod.admin("/livez").await.0 == 200 }).await;
+    assert_eq!(pod.admin("/metrics").await.0, 503);
+    fire(&pod).await;
+    assert_eq!(pod.sidecar().stage(), Stage::AppMayStop);
+}
+
+#[tokio::test]
+async fn hooks_of_the_app_wait_however_many_there_are() {
+    let pod = running(1).await;
+    fire(&pod).await;
+    let hooks = futures::future::join_all((0..60).map(|_| pod.admin("/hooks/app-stop")));
+    let end = async {
+        eventually("they wait", || async { pod.app.running() == 1 }).await;
+        pod.app.let_go(1);
+    };
+    let (answers, ()) = futures::join!(hooks, end);
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
 }
 
 #[tokio::test]

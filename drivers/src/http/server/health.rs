@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 /// How long the driver gets to say who it is; less than a probe waits, so that the answer says what is missing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The paths of the health routes.
-pub(super) const PATHS: [&str; 2] = ["/healthz", "/readyz"];
+/// The paths of health routes: a broker's two, and what a sidecar's probes ask.
+pub(super) const PATHS: [&str; 3] = ["/healthz", "/readyz", "/livez"];
 
 #[derive(Debug, Serialize)]
 struct Health {

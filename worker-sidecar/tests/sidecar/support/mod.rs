@@ -160,6 +160,10 @@ impl Pod {
         self.api
     }
 
+    pub(crate) fn admin_address(&self) -> std::net::SocketAddr {
+        self.admin
+    }
+
     pub(crate) fn sidecar(&self) -> &Sidecar {
         self.sidecar.as_ref().unwrap()
     }
