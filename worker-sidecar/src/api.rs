@@ -46,6 +46,12 @@ const LIMITS: ApiLimits = ApiLimits {
 /// Bytes of all bodies that the sidecar's own routes read or work on.
 const OWN_BODIES: u32 = 16 * 1024 * 1024;
 
+const DRAIN: &str = "/v1/drain";
+const COMPLETE: &str = "/v1/jobs/{receipt}/complete";
+const FAIL: &str = "/v1/jobs/{receipt}/fail";
+/// The same pattern as for looking at a job; here the last part is the type of a new one.
+const ENQUEUE: &str = "/v1/queues/{queue}/jobs/{id}";
+
 /// What the sidecar's own routes share.
 #[derive(Clone)]
 struct Own {
@@ -58,11 +64,10 @@ pub(crate) fn router(core: Arc<Core>, token: &str, stop: CancellationToken) -> R
     let local = Arc::new(Local::new(core.clone()));
     let shared = Api::new(local, LIMITS, stop).router(&[Group::Producer, Group::Worker, Group::Inspection]);
     let own = Router::new()
-        .route("/v1/drain", post(drain))
-        .route("/v1/jobs/{receipt}/complete", post(complete))
-        .route("/v1/jobs/{receipt}/fail", post(fail))
-        // The same pattern as for looking at a job; here the last part is the type of a new one.
-        .route("/v1/queues/{queue}/jobs/{id}", post(enqueue))
+        .route(DRAIN, post(drain))
+        .route(COMPLETE, post(complete))
+        .route(FAIL, post(fail))
+        .route(ENQUEUE, post(enqueue))
         .with_state(Own { core, bodies: Budget::new(OWN_BODIES) });
     protect(shared.merge(own), Arc::new(Tokens::fixed([token])))
 }
@@ -235,6 +240,18 @@ mod tests {
         let body = Body::from_stream(stream::iter([chunk]).chain(stream::pending()));
         assert_eq!(read(&own, body, 100).await.unwrap_err().kind, ErrorKind::Timeout);
         assert_eq!(own.bodies.spent(), 0);
+    }
+
+    #[test]
+    fn the_own_routes_and_no_others_are_described_as_the_sidecars() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.yaml");
+        let description = std::fs::read_to_string(path).unwrap();
+        // Paths are indented by two columns, what belongs to them by more.
+        let paths = description.split("\n  /").skip(1);
+        let own = paths.filter(|item| item.contains("    post:\n") && item.contains("tags: [sidecar]"));
+        let mut own: Vec<_> = own.map(|item| format!("/{}", item.split(':').next().unwrap())).collect();
+        own.sort();
+        assert_eq!(own, [DRAIN, COMPLETE, FAIL, ENQUEUE]);
     }
 
     #[tokio::test]

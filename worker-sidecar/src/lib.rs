@@ -37,4 +37,8 @@ mod stop;
 mod token;
 
 #[cfg(test)]
+#[expect(dead_code, reason = "it is the broker of the tests beside this crate, which use the rest")]
+#[path = "../tests/sidecar/support/broker.rs"]
+mod fake_broker;
+#[cfg(test)]
 mod fixture;

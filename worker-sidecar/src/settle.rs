@@ -257,3 +257,43 @@ fn batch_length(items: &[Item]) -> usize {
     });
     fitting.count().max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fake_broker::Broker, fixture::queue};
+
+    fn parts() -> (Arc<Broker>, Arc<Lane>, Settler) {
+        let broker = Arc::new(Broker::default());
+        let lane = Arc::new(Lane::new(queue("emails"), "shop".to_owned(), broker.clone()));
+        (broker, lane, Settler::new(Arc::default(), Arc::new(Metrics::new())))
+    }
+
+    async fn settle(settler: &Settler, lane: &Arc<Lane>) -> Settled {
+        let receipt = Receipt("receipt-1".to_owned());
+        let lease_until = Instant::now() + lane.queue.lease;
+        settler.settle(lane, receipt, Settle::Succeed { result: None }, lease_until).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settle_is_given_up_when_its_broker_stays_away() {
+        let (broker, lane, settler) = parts();
+        broker.away(true);
+        let began = Instant::now();
+        assert_eq!(settle(&settler, &lane).await, Settled::Abandoned);
+        assert!(began.elapsed() >= TRY_FOR && began.elapsed() < TRY_FOR + LONGEST_PAUSE * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settle_that_was_only_refused_is_lost_and_one_that_may_have_counted_is_unknown() {
+        let (broker, lane, settler) = parts();
+        assert_eq!(settle(&settler, &lane).await, Settled::Lost);
+        broker.fail_settle(ErrorKind::Unavailable, false);
+        assert_eq!(settle(&settler, &lane).await, Settled::Lost);
+        broker.fail_settle(ErrorKind::Ambiguous, false);
+        assert_eq!(settle(&settler, &lane).await, Settled::Unknown);
+        broker.fail_settle(ErrorKind::Unauthorized, false);
+        broker.fail_settle(ErrorKind::Invalid, false);
+        assert_eq!(settle(&settler, &lane).await, Settled::Abandoned);
+    }
+}

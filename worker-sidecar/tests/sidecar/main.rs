@@ -4,6 +4,7 @@
 mod api;
 mod claim;
 mod drain;
+mod inspection;
 mod lease;
 mod process;
 mod push;

@@ -110,9 +110,19 @@ impl Pod {
     }
 
     pub(crate) async fn with(app: App, change: impl FnOnce(&mut WorkerPolicy)) -> Self {
+        let broker = Arc::new(Broker::default());
+        Self::over(broker.clone(), broker, app, change).await
+    }
+
+    /// A pod whose sidecar works on `driver` instead of the broker that does as it is told.
+    pub(crate) async fn over(
+        driver: DynDriver,
+        broker: Arc<Broker>,
+        app: App,
+        change: impl FnOnce(&mut WorkerPolicy),
+    ) -> Self {
         let mut policy = policy(app.port(), &["emails"]);
         change(&mut policy);
-        let broker = Arc::new(Broker::default());
         let directory = tempfile::tempdir().unwrap();
         write(&directory, &policy);
         let settings = Settings {
@@ -122,7 +132,6 @@ impl Pod {
             pod_name: "pod-1".to_owned(),
             token_file: directory.path().join("token"),
         };
-        let driver: DynDriver = broker.clone();
         let connect: Connect = Arc::new(move |_| futures::future::ready(Ok(driver.clone())).boxed());
         let sidecar = Sidecar::start(settings, connect).await.unwrap();
         let pod = Self {
@@ -191,6 +200,15 @@ impl Pod {
         let mut all = vec![("authorization", token.as_str())];
         all.extend_from_slice(headers);
         app::request(self.api, "POST", path, &all, body).await
+    }
+
+    /// Reads the local API as the app would.
+    pub(crate) async fn get(&self, path: &str) -> serde_json::Value {
+        let token = format!("Bearer {}", self.token());
+        let (status, body) =
+            app::request(self.api, "GET", path, &[("authorization", token.as_str())], b"").await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
     }
 
     pub(crate) fn enqueue(&self, id: &str, job_type: &str) {
