@@ -67,15 +67,6 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The door of the drain hook can't be opened.
-    #[error("failed to open the door of the drain hook beside {path:?}")]
-    OpenDoor {
-        /// The token that it stands beside.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A task that has to live ended.
     #[error("task {0:?} ended before its time")]
     TaskEnded(&'static str),
@@ -108,9 +99,9 @@ impl Sidecar {
         if !api.ip().is_loopback() {
             return Err(Error::ExposedApi(api));
         }
-        let path = token_file.clone();
-        let token = token::ensure(&token_file).map_err(|source| Error::MakeToken { path, source })?;
-        let door = hooks::door(&token_file).map_err(|source| Error::OpenDoor { path: token_file, source })?;
+        let door = hooks::door(&token_file);
+        let token =
+            token::ensure(&token_file).map_err(|source| Error::MakeToken { path: token_file, source })?;
         let core = Arc::new(Core::new(pod_name));
         let (api_listener, api) = listen(api).await?;
         let (admin_listener, admin) = listen(admin).await?;
@@ -120,7 +111,11 @@ impl Sidecar {
         sidecar.spawn("api", serve(api_listener, router, SERVE, sidecar.closing.clone()));
         let router = admin::router(core.clone());
         sidecar.spawn("admin", serve(admin_listener, router, SERVE, sidecar.closing.clone()));
-        sidecar.spawn("door", hooks::attend(core.clone(), door));
+        match door {
+            Ok(door) => sidecar.spawn("door", hooks::attend(core.clone(), door)),
+            // The drain hook comes through the local API then.
+            Err(error) => tracing::warn!(%error, "the drain hook has no door of its own"),
+        }
         sidecar.spawn("policy", policy::follow(core.clone(), policy, connect));
         sidecar.spawn("readiness", readiness::probe(core.clone()));
         sidecar.spawn("leases", lease::keep(core.clone()));
