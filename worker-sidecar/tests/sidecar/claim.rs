@@ -80,16 +80,18 @@ async fn the_next_job_of_one_of_two_queues_starts_at_once() {
         policy.queues = vec![support::queue("emails"), support::queue("images")];
     })
     .await;
-    let mut slowest = Duration::ZERO;
+    let mut starts = Vec::new();
     for number in 0..8 {
         let began = Instant::now();
         pod.enqueue(&format!("job-{number}"), "ok");
         eventually("it runs", || async { pod.app.seen().len() > number }).await;
-        slowest = slowest.max(began.elapsed());
+        starts.push(began.elapsed());
         // The claim that looks for more has found nothing.
         eventually("it is settled", || async { pod.broker.settled() > number }).await;
     }
-    assert!(slowest < Duration::from_millis(150), "{slowest:?}");
+    // A queue that rests after each job delays nearly every one; a busy machine delays a few.
+    starts.sort();
+    assert!(starts[3] < Duration::from_millis(50), "{starts:?}");
 }
 
 #[tokio::test]

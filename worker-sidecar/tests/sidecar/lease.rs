@@ -5,7 +5,7 @@ use longshore_drivers::{DeadReason, ErrorKind, Settle};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-const LEASE: Duration = Duration::from_millis(300);
+const LEASE: Duration = Duration::from_millis(900);
 
 async fn pod() -> Pod {
     Pod::start(|policy| policy.queues[0].lease = LEASE).await
@@ -86,11 +86,11 @@ async fn a_job_whose_broker_was_away_for_longer_than_its_lease_runs_again() {
 
 #[tokio::test]
 async fn the_lease_of_a_job_that_was_long_on_its_way_is_extended_at_once() {
-    let pod = Pod::start(|policy| policy.queues[0].lease = Duration::from_secs(1)).await;
-    pod.broker.answer_late(Duration::from_millis(750));
+    let pod = Pod::start(|policy| policy.queues[0].lease = Duration::from_secs(2)).await;
+    pod.broker.answer_late(Duration::from_millis(1400));
     pod.enqueue("job-1", "wait");
     eventually("runs", || async { pod.app.running() == 1 }).await;
-    sleep(Duration::from_millis(600)).await;
+    sleep(Duration::from_secs(1)).await;
     pod.app.let_go(1);
     assert_eq!(pod.settled("job-1").await, Settle::Succeed { result: None });
     assert_eq!(pod.broker.deliveries("job-1"), 1);
@@ -116,7 +116,7 @@ async fn the_lease_of_a_job_is_kept_for_as_long_as_its_settle_takes() {
     pod.enqueue("job-1", "wait");
     eventually("runs", || async { pod.app.running() == 1 }).await;
     // Only settles fail, for several leases.
-    for _ in 0..20 {
+    for _ in 0..30 {
         pod.broker.fail_settle(ErrorKind::Unavailable, false);
     }
     let began = Instant::now();
