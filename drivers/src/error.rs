@@ -88,6 +88,14 @@ impl Error {
         Self::new(ErrorKind::Conflict, format!("queue {queue} belongs to another owner on this broker"))
     }
 
+    /// A redrive of a job whose workflow has heard of its end.
+    pub fn of_workflow(job: &crate::JobId) -> Self {
+        Self::new(
+            ErrorKind::Conflict,
+            format!("job {job} belongs to a workflow, which would not hear of it again; retry the workflow"),
+        )
+    }
+
     /// The broker is closing or gone.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, message)

@@ -425,6 +425,17 @@ impl Open for Outcome {
     }
 }
 
+impl Outcome {
+    /// Where a job stands that ended like this.
+    pub const fn state(&self) -> JobState {
+        match self {
+            Self::Succeeded { .. } => JobState::Succeeded,
+            Self::Dead { .. } => JobState::Dead,
+            Self::Cancelled | Self::Purged => JobState::Cancelled,
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Outcome {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         lenient::open(input)

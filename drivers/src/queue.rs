@@ -100,6 +100,8 @@ pub struct QueueStats {
     pub oldest_ready_at: Option<Timestamp>,
     /// When the next waiting job is due.
     pub next_due_at: Option<Timestamp>,
+    /// Jobs and completions that can't be read and stand aside, so that nothing else has to wait for them.
+    pub parked: Option<u64>,
     /// A moving average of the time between claim and settle, in milliseconds.
     pub service_time_ms: Option<f64>,
 }

@@ -1,7 +1,7 @@
 //! Instants as brokers tell them.
 
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An instant in milliseconds since the Unix epoch, always read from the broker's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -36,6 +36,33 @@ impl Timestamp {
         let since_epoch =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// Follows the wall clock forwards, and goes on by itself while that stands behind: a wall clock that jumped ahead and
+/// back must neither turn time back nor stop it.
+#[cfg(any(feature = "embedded", feature = "memory"))]
+#[derive(Debug)]
+pub(crate) struct Steady {
+    latest: Timestamp,
+    read: Instant,
+}
+
+#[cfg(any(feature = "embedded", feature = "memory"))]
+impl Steady {
+    /// A clock that shows `latest` or later from now on.
+    pub(crate) fn new(latest: Timestamp) -> Self {
+        Self { latest, read: Instant::now() }
+    }
+
+    /// The present instant, where the wall clock shows `wall`.
+    pub(crate) fn now(&mut self, wall: Timestamp) -> Timestamp {
+        let passed = Instant::now().saturating_duration_since(self.read).as_millis();
+        let passed = Duration::from_millis(u64::try_from(passed).unwrap_or(u64::MAX));
+        // Parts of a millisecond count the next time.
+        self.read += passed;
+        self.latest = self.latest.after(passed).max(wall);
+        self.latest
     }
 }
 

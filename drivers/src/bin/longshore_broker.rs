@@ -66,8 +66,10 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let tokens = Tokens::load(cli.token_files)?;
     check_writable(&cli.data_dir)?;
     let config = embedded::Config::new(cli.data_dir.join("longshore.db"));
-    let driver: DynDriver = Arc::new(Embedded::open(config).context("the database can't be opened")?);
-    let served = runtime.block_on(run(cli.listen, driver.clone(), tokens));
+    let driver = Arc::new(Embedded::open(config).context("the database can't be opened")?);
+    let ended = driver.ended();
+    let driver: DynDriver = driver;
+    let served = runtime.block_on(run(cli.listen, driver.clone(), ended, tokens));
     let closed = runtime.block_on(async { tokio::time::timeout(CLOSE, driver.close()).await });
     closed.context("the database did not close in time")?;
     served
@@ -81,7 +83,12 @@ fn check_writable(directory: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("the data directory {} isn't writable", directory.display()))
 }
 
-async fn run(listen: SocketAddr, driver: DynDriver, tokens: Tokens) -> anyhow::Result<()> {
+async fn run(
+    listen: SocketAddr,
+    driver: DynDriver,
+    ended: impl Future<Output = ()>,
+    tokens: Tokens,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener =
@@ -92,6 +99,8 @@ async fn run(listen: SocketAddr, driver: DynDriver, tokens: Tokens) -> anyhow::R
     let mut serving = std::pin::pin!(serve(listener, app, ServeLimits::default(), stop.clone()));
     tokio::select! {
         () = &mut serving => return Ok(()),
+        // A server without its database would only look alive.
+        () = ended => anyhow::bail!("the database's thread ended; a restart may mend it"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

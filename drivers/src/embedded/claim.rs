@@ -14,7 +14,36 @@ use rusqlite::{Row, params};
 use std::time::Duration;
 
 /// Payload bytes in one answer; the first job always fits.
-const ANSWER_BYTES: i64 = 32 * 1024 * 1024;
+const ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// The jobs that have been ready longest. The outer join keeps a job without a body in sight, and the order of the loops.
+pub(super) const READY: &str = "SELECT jobs.seq, at, deliveries, payload, id, type, attempts, enqueued_at, \
+    failure_reason, failure_message, content_type, headers, max_attempts, timeout, notify_address, notify_context \
+    FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq \
+    WHERE queue = ?1 AND state = ?2 ORDER BY at, jobs.seq LIMIT ?3";
+
+/// What one pass may still hand out, so that claims neither keep settles waiting for long nor fill the memory.
+#[derive(Debug)]
+pub(super) struct Budget {
+    jobs: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    /// The budget of a whole pass.
+    pub(super) const fn whole() -> Self {
+        Self { jobs: 4000, bytes: 32 * 1024 * 1024 }
+    }
+
+    pub(super) const fn is_spent(&self) -> bool {
+        self.jobs == 0 || self.bytes == 0
+    }
+
+    const fn spend(&mut self, bytes: usize) {
+        self.jobs = self.jobs.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
 
 /// A receipt: the job's number and the token of its claim.
 pub(super) fn receipt(seq: i64, token: i64) -> Receipt {
@@ -33,18 +62,44 @@ struct Ready {
     seq: i64,
     at: i64,
     deliveries: u32,
-    payload_bytes: i64,
     /// `Err` when the row makes no sense.
     job: Result<Claimed>,
 }
 
+impl Ready {
+    /// Payload bytes in memory, whatever the row says.
+    fn bytes(&self) -> usize {
+        self.job.as_ref().map_or(0, |job| job.payload.len())
+    }
+}
+
 impl Tx<'_> {
-    /// Leases the jobs of `queue` that have been ready longest.
-    pub(super) fn claim(&mut self, queue: QueueId, claim: &Claim) -> Sql<Vec<Claimed>> {
+    /// Leases the jobs of `queue` that have been ready longest. None only if there is none, or the budget is spent.
+    pub(super) fn claim(&mut self, queue: QueueId, claim: &Claim, budget: &mut Budget) -> Sql<Vec<Claimed>> {
+        let mut claimed = Vec::new();
+        // Rows that can't be read go out of the way; behind them there may be others.
+        while claimed.is_empty() && !budget.is_spent() {
+            let ready = self.ready(queue, claim.max as usize, budget)?;
+            if ready.is_empty() {
+                break;
+            }
+            self.lease(queue, claim, ready, &mut claimed, budget)?;
+        }
+        Ok(claimed)
+    }
+
+    fn lease(
+        &mut self,
+        queue: QueueId,
+        claim: &Claim,
+        found: Vec<Ready>,
+        claimed: &mut Vec<Claimed>,
+        budget: &mut Budget,
+    ) -> Sql<()> {
         let lease_until = self.now.after(claim.lease);
         let worker: String = claim.worker.chars().take(Limits::JOB_ID).collect();
-        let mut claimed = Vec::new();
-        for ready in self.ready(queue, claim.max as usize)? {
+        for ready in found {
+            budget.spend(ready.bytes());
             let job = match ready.job {
                 Ok(job) => job,
                 Err(error) => {
@@ -77,25 +132,20 @@ impl Tx<'_> {
             });
         }
         self.state.due.lower(&queue, lease_until.as_millis());
-        Ok(claimed)
+        Ok(())
     }
 
-    fn ready(&self, queue: QueueId, max: usize) -> Sql<Vec<Ready>> {
-        // The outer join keeps a job without a body in sight, and the order of the loops.
-        let mut statement = self.db.prepare_cached(
-            "SELECT jobs.seq, at, deliveries, payload_bytes, id, type, attempts, enqueued_at, failure_reason, \
-             failure_message, content_type, payload, headers, max_attempts, timeout, notify_address, notify_context \
-             FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq \
-             WHERE queue = ?1 AND state = ?2 ORDER BY at, jobs.seq LIMIT ?3",
-        )?;
-        let max = max.min(Limits::BATCH);
+    fn ready(&self, queue: QueueId, max: usize, budget: &Budget) -> Sql<Vec<Ready>> {
+        let mut statement = self.db.prepare_cached(READY)?;
+        let max = max.min(Limits::BATCH).min(budget.jobs);
+        let limit = ANSWER_BYTES.min(budget.bytes);
         let mut rows = statement.query(params![queue, code(JobState::Ready), column(max)])?;
         let mut found: Vec<Ready> = Vec::new();
         let mut bytes = 0;
         while let Some(row) = rows.next()? {
             let ready = read(row)?;
-            bytes += ready.payload_bytes;
-            if bytes > ANSWER_BYTES && !found.is_empty() {
+            bytes += ready.bytes();
+            if bytes > limit && !found.is_empty() {
                 break;
             }
             found.push(ready);
@@ -150,13 +200,7 @@ impl Tx<'_> {
 }
 
 fn read(row: &Row<'_>) -> Sql<Ready> {
-    Ok(Ready {
-        seq: row.get(0)?,
-        at: row.get(1)?,
-        deliveries: storage::count(row.get(2)?),
-        payload_bytes: row.get(3)?,
-        job: decode(row),
-    })
+    Ok(Ready { seq: row.get(0)?, at: row.get(1)?, deliveries: storage::count(row.get(2)?), job: decode(row) })
 }
 
 fn decode(row: &Row<'_>) -> Result<Claimed> {
@@ -170,12 +214,12 @@ fn decode(row: &Row<'_>) -> Result<Claimed> {
             job_type: row.get(5)?,
             payload: Payload {
                 content_type: row.get(10)?,
-                bytes: Bytes::copy_from_slice(row.get_ref(11)?.as_blob()?),
+                bytes: Bytes::copy_from_slice(row.get_ref(3)?.as_blob()?),
             },
             overrides: Overrides {
-                max_attempts: row.get(13)?,
+                max_attempts: row.get(12)?,
                 timeout: row
-                    .get::<_, Option<i64>>(14)?
+                    .get::<_, Option<i64>>(13)?
                     .map(|millis| Duration::from_millis(millis.unsigned_abs())),
             },
             headers: std::collections::BTreeMap::new(),
@@ -189,9 +233,9 @@ fn decode(row: &Row<'_>) -> Result<Claimed> {
             notify: None,
         };
         let id: String = row.get(4)?;
-        let headers: Option<String> = row.get(12)?;
-        let address: Option<String> = row.get(15)?;
-        let context: Option<String> = row.get(16)?;
+        let headers: Option<String> = row.get(11)?;
+        let address: Option<String> = row.get(14)?;
+        let context: Option<String> = row.get(15)?;
         Ok((claimed, id, headers, address, context))
     };
     let (claimed, id, headers, address, context) = columns().map_err(unreadable)?;

@@ -61,6 +61,10 @@ pub(super) enum Breakage {
     Statement,
     /// A statement of the test's own.
     Run(&'static str),
+    /// So many commits fail, beginning with this one's, with this code of SQLite.
+    Commits(u32, i32),
+    /// Nothing; it answers how many commits there were.
+    Count,
 }
 
 impl Operation {

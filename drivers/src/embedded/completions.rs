@@ -16,9 +16,18 @@ use std::time::Duration;
 /// Marks a completion that can't be read. It is put aside until the broker is opened again, perhaps a newer one.
 const PARKED: i64 = i64::MAX;
 
+/// The statements of reading. A completion that nobody holds has a lease that ended at 0.
+pub(super) const READABLE: &str = "SELECT id, queue, job, outcome, settled_at, context, delivery \
+    FROM completions WHERE address = ?1 AND leased_until = 0 ORDER BY id LIMIT ?2";
+pub(super) const UNACKNOWLEDGED: &str = "SELECT outcome FROM completions WHERE queue = ?1 AND job = ?2";
+pub(super) const END_LEASES: &str =
+    "UPDATE completions SET leased_until = 0 WHERE address = ?1 AND leased_until BETWEEN 1 AND ?2";
+pub(super) const NEXT_LEASE_END: &str =
+    "SELECT min(leased_until) FROM completions WHERE address = ?1 AND leased_until BETWEEN 1 AND ?2 - 1";
+
 /// Tries the completions again that were put aside.
 pub(super) fn unpark(db: &Connection) -> Sql<()> {
-    db.execute("UPDATE completions SET leased_until = 0 WHERE leased_until = ?1", [PARKED])?;
+    db.execute("UPDATE completions SET leased_until = 0 WHERE leased_until = 9223372036854775807", ())?;
     Ok(())
 }
 
@@ -30,6 +39,7 @@ impl Tx<'_> {
         read: &ReadCompletions,
     ) -> Sql<CompletionPage> {
         let lease_until = self.now.after(read.lease).as_millis();
+        self.end_leases(address)?;
         let mut completions = Vec::new();
         for (id, completion) in self.readable(address, (read.max as usize).min(Limits::BATCH))? {
             let until = match completion {
@@ -58,22 +68,20 @@ impl Tx<'_> {
     }
 
     fn next_lease_end(&self, address: &Address) -> Sql<Option<i64>> {
-        self.db
-            .prepare_cached(
-                "SELECT min(leased_until) FROM completions WHERE address = ?1 AND leased_until < ?2",
-            )?
-            .query_row(params![address.as_str(), PARKED], |row| row.get(0))
+        self.db.prepare_cached(NEXT_LEASE_END)?.query_row(params![address.as_str(), PARKED], |row| row.get(0))
+    }
+
+    /// Completions whose lease ended stand among those that nobody read, in the order of their settles: so a read finds
+    /// what it wants at once, however much is under a lease.
+    fn end_leases(&self, address: &Address) -> Sql<()> {
+        self.db.prepare_cached(END_LEASES)?.execute(params![address.as_str(), self.now.as_millis()])?;
+        Ok(())
     }
 
     fn readable(&self, address: &Address, max: usize) -> Sql<Vec<(i64, Result<Completion>)>> {
         self.db
-            .prepare_cached(
-                "SELECT id, queue, job, outcome, settled_at, context, delivery FROM completions \
-                 WHERE address = ?1 AND leased_until <= ?2 ORDER BY id LIMIT ?3",
-            )?
-            .query_map(params![address.as_str(), self.now.as_millis(), column(max)], |row| {
-                Ok((row.get(0)?, decode(row)?))
-            })?
+            .prepare_cached(READABLE)?
+            .query_map(params![address.as_str(), column(max)], |row| Ok((row.get(0)?, decode(row)?)))?
             .collect()
     }
 
@@ -128,10 +136,25 @@ impl Tx<'_> {
         let Some(job) = self.job_by_seq(seq)? else {
             return Ok(());
         };
-        if !job.state.is_terminal() || job.at < PINNED || !job.unpinned || self.has_completion(seq)? {
+        if !job.state.is_terminal() || job.at < PINNED || !job.unpinned {
+            return Ok(());
+        }
+        // A queue whose name can't be read was left out, and its jobs with it.
+        let Some(queue) = self.state.queue(job.queue) else {
+            return Ok(());
+        };
+        if self.unacknowledged(queue.name.as_str(), &job.id)?.is_some() {
             return Ok(());
         }
         self.age(&job)
+    }
+
+    /// The outcome of a job of the queue that is or was called `queue`, if somebody has still to acknowledge it.
+    pub(super) fn unacknowledged(&self, queue: &str, job: &str) -> Sql<Option<String>> {
+        self.db
+            .prepare_cached(UNACKNOWLEDGED)?
+            .query_row(params![queue, job], |row| storage::text(row, 0))
+            .optional()
     }
 
     /// Retention of a job that was pinned begins.
@@ -144,29 +167,25 @@ impl Tx<'_> {
         self.state.sweep_at(job.queue, self.now.after(retention).as_millis());
         Ok(())
     }
-
-    fn has_completion(&self, seq: i64) -> Sql<bool> {
-        self.db
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM completions WHERE job_seq = ?1)")?
-            .query_row([seq], |row| row.get(0))
-    }
 }
 
 /// The row's columns have their types; what stands in them may still make no sense.
 fn decode(row: &Row<'_>) -> Sql<Result<Completion>> {
     let id: i64 = row.get(0)?;
-    let (queue, job, outcome): (String, String, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    let (queue, job, outcome) = (storage::text(row, 1)?, storage::text(row, 2)?, storage::text(row, 3)?);
     let settled_at = Timestamp::from_millis(row.get(4)?);
-    let context = row.get(5)?;
+    let context: Sql<String> = row.get(5);
     let delivery = storage::count(row.get(6)?).saturating_add(1);
-    let parsed = || -> Result<_> {
+    let parsed = move || -> Result<_> {
         let queue =
             queue.parse().map_err(|error: crate::QueueNameError| crate::Error::invalid(error.to_string()))?;
         let outcome: Outcome =
             serde_json::from_str(&outcome).map_err(|error| crate::Error::invalid(error.to_string()))?;
-        Ok((queue, JobId::new(job.as_str())?, outcome))
+        // Only whoever wrote it can tell what it means, so it is handed back unchanged or not at all.
+        let context = context.map_err(|error| crate::Error::invalid(error.to_string()))?;
+        Ok((queue, JobId::new(job.as_str())?, outcome, context))
     };
-    Ok(parsed().map(|(queue, job, outcome)| Completion {
+    Ok(parsed().map(|(queue, job, outcome, context)| Completion {
         receipt: CompletionReceipt(id.to_string()),
         queue,
         job,

@@ -7,7 +7,7 @@ use super::{
     storage::{Sql, code, column},
     transition::Tx,
 };
-use crate::{Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, QueueName, Result};
+use crate::{Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, Outcome, QueueName, Result};
 use rusqlite::{OptionalExtension, params};
 
 /// Checks a job and prepares what needs no database, on the caller's thread.
@@ -44,6 +44,9 @@ impl Tx<'_> {
         if row.job.notify.is_none() && waiting >= max_depth {
             let duplicate = self.duplicate(queue, row)?;
             return Ok(duplicate.unwrap_or_else(|| Err(full(max_depth))));
+        }
+        if let Some(outcome) = self.left(queue, row)? {
+            return Ok(Ok(outcome));
         }
         if self.insert(queue, row)? {
             return Ok(Ok(Enqueued::Created { id: row.id.clone() }));
@@ -99,6 +102,24 @@ impl Tx<'_> {
             self.state.due.lower(&queue, due);
         }
         Ok(true)
+    }
+
+    /// A job that left with its queue or by a purge is known until its completion is acknowledged: whoever asks for it by
+    /// enqueueing it again must hear how it ended, and not run it again.
+    fn left(&self, queue: QueueId, row: &NewRow) -> Sql<Option<Enqueued>> {
+        if row.job.notify.is_none() || !self.state.has_completions() {
+            return Ok(None);
+        }
+        let name = self.known(queue).name.as_str();
+        let Some(text) = self.unacknowledged(name, row.id.as_str())? else {
+            return Ok(None);
+        };
+        if self.record(queue, row.id.as_str())?.is_some() {
+            return Ok(None);
+        }
+        let outcome: Option<Outcome> = serde_json::from_str(&text).ok();
+        let state = outcome.as_ref().map_or(JobState::Cancelled, Outcome::state);
+        Ok(Some(Enqueued::Duplicate { id: row.id.clone(), state, outcome }))
     }
 
     /// What a job whose id may be known is answered.

@@ -11,7 +11,7 @@ use crate::{
     QueueStats, Result, StoredResult, Timestamp,
 };
 use bytes::Bytes;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, ToSql, params};
 
 /// A row of `jobs` as people see it.
 #[derive(Debug)]
@@ -40,23 +40,40 @@ macro_rules! record_columns {
     };
 }
 
+/// The statements of [`Tx::behind`].
+pub(super) const SAME_TIME: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    " FROM jobs WHERE queue = ?1 AND state = ?2 AND at = ?3 AND seq > ?4 ORDER BY seq LIMIT ?5"
+);
+pub(super) const LATER: &str = concat!(
+    "SELECT ",
+    record_columns!(),
+    " FROM jobs WHERE queue = ?1 AND state = ?2 AND at > ?3 ORDER BY at, seq LIMIT ?4"
+);
+/// What stands aside because it can't be read. Each has an index of its own, which holds nothing else.
+pub(super) const UNREADABLE_JOBS: &str =
+    "SELECT count(*) FROM jobs WHERE queue = ?1 AND failure_reason = 'Unreadable'";
+pub(super) const PARKED_COMPLETIONS: &str =
+    "SELECT count(*) FROM completions WHERE queue = ?1 AND leased_until = 9223372036854775807";
+
 impl Record {
     fn read(row: &Row<'_>) -> Sql<Self> {
         Ok(Self {
             seq: row.get(0)?,
             at: row.get(1)?,
-            id: row.get(2)?,
-            job_type: row.get(3)?,
+            id: storage::text(row, 2)?,
+            job_type: storage::text(row, 3)?,
             state: storage::state(row.get(4)?).unwrap_or(JobState::Dead),
             attempts: storage::count(row.get(5)?),
             lost: storage::count(row.get(6)?),
             enqueued_at: row.get(7)?,
             due_at: row.get(8)?,
-            worker: row.get(9)?,
+            worker: storage::optional_text(row, 9)?,
             finished_at: row.get(10)?,
-            dead_reason: row.get(11)?,
-            failure_reason: row.get(12)?,
-            failure_message: row.get(13)?,
+            dead_reason: storage::optional_text(row, 11)?,
+            failure_reason: storage::optional_text(row, 12)?,
+            failure_message: storage::optional_text(row, 13)?,
             payload_bytes: row.get(14)?,
         })
     }
@@ -97,7 +114,9 @@ impl Tx<'_> {
         };
         let due = [self.nearest(id, JobState::Scheduled)?, self.nearest(id, JobState::Retrying)?];
         let oldest = self.nearest(id, JobState::Ready)?;
+        let unreadable = self.count(UNREADABLE_JOBS, id)?;
         let queue: &Queue = self.known(id);
+        let parked = queue.unknown() + unreadable + self.count(PARKED_COMPLETIONS, queue.name.as_str())?;
         Ok(Ok(Answer::Stats(QueueStats {
             ready: Some(queue.count(JobState::Ready)),
             scheduled: Some(queue.count(JobState::Scheduled)),
@@ -107,7 +126,13 @@ impl Tx<'_> {
             oldest_ready_at: oldest.map(Timestamp::from_millis),
             next_due_at: due.into_iter().flatten().min().map(Timestamp::from_millis),
             service_time_ms: queue.service_time_ms(),
+            parked: Some(parked),
         })))
+    }
+
+    fn count(&self, statement: &str, of: impl ToSql) -> Sql<u64> {
+        let count: i64 = self.db.prepare_cached(statement)?.query_row([of], |row| row.get(0))?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
     /// The row of one job.
@@ -147,8 +172,10 @@ impl Tx<'_> {
                 if bytes > Limits::INLINE_RESULT {
                     return Ok(StoredResult::Stored { bytes: bytes as u64 });
                 }
-                let payload =
-                    Payload { content_type: row.get(0)?, bytes: Bytes::from(row.get::<_, Vec<u8>>(2)?) };
+                let payload = Payload {
+                    content_type: storage::text(row, 0)?,
+                    bytes: Bytes::from(row.get::<_, Vec<u8>>(2)?),
+                };
                 Ok(StoredResult::Inline { payload })
             })
             .optional()
@@ -158,7 +185,10 @@ impl Tx<'_> {
         self.db
             .prepare_cached("SELECT content_type, payload FROM results WHERE seq = ?1")?
             .query_row([seq], |row| {
-                Ok(Payload { content_type: row.get(0)?, bytes: Bytes::from(row.get::<_, Vec<u8>>(1)?) })
+                Ok(Payload {
+                    content_type: storage::text(row, 0)?,
+                    bytes: Bytes::from(row.get::<_, Vec<u8>>(1)?),
+                })
             })
             .optional()
     }
@@ -196,20 +226,12 @@ impl Tx<'_> {
         let (at, seq) = place;
         let mut records: Vec<Record> = self
             .db
-            .prepare_cached(concat!(
-                "SELECT ",
-                record_columns!(),
-                " FROM jobs WHERE queue = ?1 AND state = ?2 AND at = ?3 AND seq > ?4 ORDER BY seq LIMIT ?5"
-            ))?
+            .prepare_cached(SAME_TIME)?
             .query_map(params![queue, code(state), at, seq, column(limit)], Record::read)?
             .collect::<Sql<_>>()?;
         let later: Vec<Record> = self
             .db
-            .prepare_cached(concat!(
-                "SELECT ",
-                record_columns!(),
-                " FROM jobs WHERE queue = ?1 AND state = ?2 AND at > ?3 ORDER BY at, seq LIMIT ?4"
-            ))?
+            .prepare_cached(LATER)?
             .query_map(params![queue, code(state), at, column(limit - records.len())], Record::read)?
             .collect::<Sql<_>>()?;
         records.extend(later);

@@ -10,6 +10,7 @@ mod completions;
 mod config;
 mod deadlines;
 mod enqueue;
+mod execute;
 mod filesystem;
 mod inspect;
 mod intake;
@@ -80,6 +81,13 @@ impl Embedded {
             Error::new(ErrorKind::Fatal, "the broker's thread ended while it opened the database")
         })??;
         Ok(Self { intake, capabilities: capabilities(), backend_id, hints: weak_hints, done: closed })
+    }
+
+    /// Waits until the broker's thread has ended: after [`Driver::close`], or because it could not go on.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut done = self.done.clone();
+        // The thread drops its end when it ends; that is the error waited for.
+        async move { while done.changed().await.is_ok() {} }
     }
 
     /// Asks the writer.
@@ -254,9 +262,7 @@ impl Driver for Embedded {
 
     async fn close(&self) {
         self.intake.close();
-        let mut done = self.done.clone();
-        // The thread drops its end when the file is closed; that is the error waited for.
-        while done.changed().await.is_ok() {}
+        self.ended().await;
     }
 }
 

@@ -185,6 +185,9 @@ impl Tx<'_> {
                 format!("job {id} isn't dead, so it can't be redriven"),
             )));
         }
+        if job.notify {
+            return Ok(Err(Error::of_workflow(id)));
+        }
         self.db
             .prepare_cached(
                 "UPDATE jobs SET deliveries = 0, finished_at = NULL, dead_reason = NULL WHERE seq = ?1",

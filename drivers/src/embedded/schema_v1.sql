@@ -49,6 +49,7 @@ CREATE TABLE jobs (
 
 CREATE UNIQUE INDEX jobs_by_id ON jobs (queue, id);
 CREATE INDEX jobs_by_state ON jobs (queue, state, at);
+CREATE INDEX jobs_unreadable ON jobs (queue) WHERE failure_reason = 'Unreadable';
 
 -- What never changes, apart from `jobs`, so that a transition doesn't write the payload again.
 CREATE TABLE bodies (
@@ -82,5 +83,6 @@ CREATE TABLE completions (
     leased_until INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
-CREATE INDEX completions_by_address ON completions (address, id);
-CREATE INDEX completions_by_job ON completions (job_seq);
+CREATE INDEX completions_by_address ON completions (address, leased_until);
+CREATE INDEX completions_by_job ON completions (queue, job);
+CREATE INDEX completions_parked ON completions (queue) WHERE leased_until = 9223372036854775807;

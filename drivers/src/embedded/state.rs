@@ -29,16 +29,35 @@ pub(super) struct Queue {
     pub(super) settings: QueueSettings,
     pub(super) deleting: bool,
     counts: [u64; STATES],
+    /// Jobs in a state that this code doesn't know.
+    unknown: u64,
     service_time_ms: Option<f64>,
 }
 
 impl Queue {
     pub(super) fn new(name: QueueName, owner: Owner, settings: QueueSettings) -> Self {
-        Self { name, owner, settings, deleting: false, counts: [0; STATES], service_time_ms: None }
+        Self {
+            name,
+            owner,
+            settings,
+            deleting: false,
+            counts: [0; STATES],
+            unknown: 0,
+            service_time_ms: None,
+        }
     }
 
     pub(super) fn count(&self, state: JobState) -> u64 {
         self.counts[slot(state)]
+    }
+
+    pub(super) fn unknown(&self) -> u64 {
+        self.unknown
+    }
+
+    /// Whether a claimer can be given something.
+    pub(super) fn is_claimable(&self) -> bool {
+        !self.settings.paused && !self.deleting && self.count(JobState::Ready) > 0
     }
 
     /// Jobs that a producer's limit counts.
@@ -73,10 +92,22 @@ pub(super) struct State {
     pub(super) due: Deadlines<QueueId>,
     /// When jobs of a queue can be forgotten.
     pub(super) sweeps: Deadlines<QueueId>,
+    /// When deleted queues can be taken apart further.
+    pub(super) removals: Deadlines<QueueId>,
     /// When completions can be handed out (again).
     pub(super) readable: Deadlines<Address>,
     seal: RandomState,
     claims: u64,
+    changes: Changes,
+    /// What the transaction did before the part of it that runs now.
+    outer: Option<Changes>,
+    #[cfg(test)]
+    pub(super) commits: super::tests::Commits,
+}
+
+/// What a transaction, or a part of it, has changed so far.
+#[derive(Debug, Default)]
+struct Changes {
     before: Before,
     hints: Hints,
 }
@@ -110,7 +141,8 @@ impl State {
         let mut addresses = db.prepare("SELECT address, count(*) FROM completions GROUP BY address")?;
         let mut rows = addresses.query(())?;
         while let Some(row) = rows.next()? {
-            let Ok(address) = Address::new(row.get::<_, String>(0)?) else {
+            let Ok(address) = Address::new(storage::text(row, 0)?) else {
+                tracing::error!("completions whose address can't be read are left out");
                 continue;
             };
             let count = u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
@@ -134,9 +166,8 @@ impl State {
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
             let id: QueueId = row.get(0)?;
-            let name: String = row.get(1)?;
-            let Ok(name) = name.parse::<QueueName>() else {
-                tracing::warn!(queue = id, "a queue whose name can't be read is left out");
+            let Ok(name) = storage::text(row, 1)?.parse::<QueueName>() else {
+                tracing::error!(queue = id, "a queue whose name can't be read is left out");
                 continue;
             };
             let millis = |column| -> Sql<Duration> {
@@ -149,10 +180,12 @@ impl State {
                 retain_dead: millis(7)?,
                 paused: row.get(8)?,
             };
-            let owner = Owner { installation: row.get(2)?, uid: row.get(3)? };
+            let owner = Owner { installation: storage::text(row, 2)?, uid: storage::text(row, 3)? };
             let mut queue = Queue::new(name.clone(), owner, settings);
             queue.deleting = row.get(9)?;
-            if !queue.deleting {
+            if queue.deleting {
+                self.removals.lower(&id, 0);
+            } else {
                 self.by_name.insert(name, id);
             }
             self.queues.insert(id, queue);
@@ -161,16 +194,17 @@ impl State {
     }
 
     fn load_count(&mut self, id: QueueId, code: i64, count: i64, at: i64) {
-        let (Some(queue), Some(state)) = (self.queues.get_mut(&id), storage::state(code)) else {
-            tracing::warn!(
-                queue = id,
-                state = code,
-                jobs = count,
-                "jobs of no known queue or state are left out"
-            );
+        let jobs = u64::try_from(count).unwrap_or(0);
+        let Some(queue) = self.queues.get_mut(&id) else {
+            tracing::error!(queue = id, jobs, "jobs of no known queue are left out");
             return;
         };
-        queue.counts[slot(state)] = u64::try_from(count).unwrap_or(0);
+        let Some(state) = storage::state(code) else {
+            tracing::error!(queue = id, state = code, jobs, "jobs in no known state are left out");
+            queue.unknown += jobs;
+            return;
+        };
+        queue.counts[slot(state)] = jobs;
         match state {
             JobState::Ready => {}
             JobState::Scheduled | JobState::Retrying | JobState::Active => self.due.lower(&id, at),
@@ -187,23 +221,17 @@ impl State {
         self.queues.get(&id)
     }
 
-    /// The queue that is being deleted longest.
-    pub(super) fn deleting(&self) -> Option<QueueId> {
-        let deleting = self.queues.iter().filter(|(_, queue)| queue.deleting);
-        deleting.map(|(id, _)| *id).min()
-    }
-
     /// The queue `id`, about to be changed.
     pub(super) fn change(&mut self, id: QueueId) -> Option<&mut Queue> {
         let queue = self.queues.get_mut(&id)?;
-        self.before.queues.entry(id).or_insert_with(|| Some(queue.clone()));
+        self.changes.before.queues.entry(id).or_insert_with(|| Some(queue.clone()));
         Some(queue)
     }
 
     pub(super) fn add_queue(&mut self, id: QueueId, queue: Queue) {
         self.by_name.insert(queue.name.clone(), id);
         self.queues.insert(id, queue);
-        self.before.queues.insert(id, None);
+        self.changes.before.queues.insert(id, None);
     }
 
     /// Takes the queue's name away; its jobs are still there.
@@ -212,6 +240,7 @@ impl State {
             queue.deleting = true;
             let name = queue.name.clone();
             self.by_name.remove(&name);
+            self.removals.lower(&id, 0);
         }
     }
 
@@ -234,7 +263,7 @@ impl State {
             queue.counts[slot(to)] += 1;
         }
         if to == Some(JobState::Ready) {
-            self.hints.queues.insert(id);
+            self.changes.hints.queues.insert(id);
         }
     }
 
@@ -272,17 +301,22 @@ impl State {
         self.completions.get(address).copied().unwrap_or(0)
     }
 
+    /// Whether anybody has not acknowledged something.
+    pub(super) fn has_completions(&self) -> bool {
+        !self.completions.is_empty()
+    }
+
     pub(super) fn completion_added(&mut self, address: &Address, now: Timestamp) {
         let count = self.completions(address);
-        self.before.completions.entry(address.clone()).or_insert(count);
+        self.changes.before.completions.entry(address.clone()).or_insert(count);
         self.completions.insert(address.clone(), count + 1);
         self.readable.lower(address, now.as_millis());
-        self.hints.addresses.insert(address.clone());
+        self.changes.hints.addresses.insert(address.clone());
     }
 
     pub(super) fn completion_removed(&mut self, address: &Address) {
         let count = self.completions(address);
-        self.before.completions.entry(address.clone()).or_insert(count);
+        self.changes.before.completions.entry(address.clone()).or_insert(count);
         if count > 1 {
             self.completions.insert(address.clone(), count - 1);
         } else {
@@ -293,9 +327,9 @@ impl State {
 
     /// The transaction was committed: answers what subscribers should hear.
     pub(super) fn keep(&mut self) -> Vec<Wake> {
-        self.before.queues.clear();
-        self.before.completions.clear();
-        let Hints { queues, addresses } = std::mem::take(&mut self.hints);
+        self.changes.before.queues.clear();
+        self.changes.before.completions.clear();
+        let Hints { queues, addresses } = std::mem::take(&mut self.changes.hints);
         let queues = queues
             .into_iter()
             .filter_map(|id| self.queues.get(&id))
@@ -305,10 +339,46 @@ impl State {
         queues.chain(addresses).collect()
     }
 
-    /// The transaction was rolled back. Deadlines stay: they may be too early, not too late.
+    /// A part of the transaction begins that may be undone alone. Parts stand behind each other, not in each other.
+    pub(super) fn begin_part(&mut self) {
+        self.outer = Some(std::mem::take(&mut self.changes));
+    }
+
+    /// The part belongs to the transaction now.
+    pub(super) fn keep_part(&mut self) {
+        let Some(outer) = self.outer.take() else {
+            return;
+        };
+        let Changes { before, hints } = std::mem::replace(&mut self.changes, outer);
+        for (id, queue) in before.queues {
+            self.changes.before.queues.entry(id).or_insert(queue);
+        }
+        for (address, count) in before.completions {
+            self.changes.before.completions.entry(address).or_insert(count);
+        }
+        self.changes.hints.queues.extend(hints.queues);
+        self.changes.hints.addresses.extend(hints.addresses);
+    }
+
+    /// The part was rolled back, the transaction goes on.
+    pub(super) fn undo_part(&mut self) {
+        let outer = self.outer.take().unwrap_or_default();
+        self.undo_changes();
+        self.changes = outer;
+    }
+
+    /// The transaction was rolled back.
     pub(super) fn undo(&mut self) {
-        self.hints = Hints::default();
-        let Before { queues, completions } = std::mem::take(&mut self.before);
+        if self.outer.is_some() {
+            self.undo_part();
+        }
+        self.undo_changes();
+    }
+
+    /// Puts back what was changed. Deadlines stay: they may be too early, not too late.
+    fn undo_changes(&mut self) {
+        let Changes { before, hints: _ } = std::mem::take(&mut self.changes);
+        let Before { queues, completions } = before;
         for (id, before) in queues {
             match before {
                 Some(queue) => {
@@ -321,10 +391,17 @@ impl State {
             // Whatever deadline the transaction took away has to be found again.
             self.due.lower(&id, 0);
             self.sweeps.lower(&id, 0);
+            if self.queues.get(&id).is_some_and(|queue| queue.deleting) {
+                self.removals.lower(&id, 0);
+            }
         }
         for (address, count) in completions {
             self.readable.lower(&address, 0);
-            self.completions.insert(address, count);
+            if count > 0 {
+                self.completions.insert(address, count);
+            } else {
+                self.completions.remove(&address);
+            }
         }
         self.by_name = self
             .queues
@@ -364,6 +441,30 @@ mod tests {
         assert_eq!(state.queue(1).unwrap().count(JobState::Ready), 1);
         assert_eq!(state.queue(1).unwrap().count(JobState::Active), 0);
         assert_eq!(state.completions(&address), 0);
+        assert!(state.keep().is_empty());
+    }
+
+    #[test]
+    fn a_part_is_undone_without_the_rest_of_its_transaction() {
+        let (mut state, name) = with_queue();
+        let ready = |state: &State| state.queue(1).unwrap().count(JobState::Ready);
+        state.moved(1, None, Some(JobState::Ready));
+        state.begin_part();
+        state.moved(1, None, Some(JobState::Ready));
+        state.condemn(1);
+        state.undo_part();
+        assert_eq!((ready(&state), state.find(&name)), (1, Some(1)));
+        state.begin_part();
+        state.moved(1, None, Some(JobState::Ready));
+        state.keep_part();
+        assert_eq!(ready(&state), 2);
+        // Kept parts go with their transaction.
+        state.undo();
+        assert_eq!(ready(&state), 0);
+        state.begin_part();
+        state.moved(1, None, Some(JobState::Ready));
+        state.undo();
+        assert_eq!(ready(&state), 0);
         assert!(state.keep().is_empty());
     }
 

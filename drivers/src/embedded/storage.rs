@@ -1,7 +1,7 @@
 //! SQLite's errors as errors of the contract, and the codes that columns hold.
 
 use crate::{DeadReason, Error, ErrorKind, Failure, JobState};
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, Row, types::ValueRef};
 
 /// The result of statements: an error means that the transaction is spoilt.
 pub(super) type Sql<T> = rusqlite::Result<T>;
@@ -34,6 +34,16 @@ pub(super) fn commit_error(failure: &rusqlite::Error) -> Error {
         );
     }
     answer
+}
+
+/// What a panic means to the caller whose command was undone.
+pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message");
+    Error::new(ErrorKind::Fatal, format!("the embedded broker panicked at a command and undid it: {message}"))
 }
 
 /// How many states there are.
@@ -89,6 +99,20 @@ pub(super) fn dead_reason(word: &str) -> Option<DeadReason> {
 pub(super) fn bounded(failure: &Failure) -> Failure {
     let reason = Failure::new("", failure.reason.as_str()).message;
     Failure::new(reason, failure.message.as_str())
+}
+
+/// Text from a column, readable whatever the disk made of it: bytes that are no UTF-8 become `U+FFFD`, which no name, id
+/// or address may contain. A row that failed here would be met again and again, and hold up all others.
+pub(super) fn text(row: &Row<'_>, column: usize) -> Sql<String> {
+    optional_text(row, column).map(Option::unwrap_or_default)
+}
+
+/// The same where there may be none.
+pub(super) fn optional_text(row: &Row<'_>, column: usize) -> Sql<Option<String>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => None,
+    })
 }
 
 /// A number for a column; what doesn't fit is as large as fits.

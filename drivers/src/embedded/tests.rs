@@ -1,23 +1,25 @@
 //! What only this backend promises: isolation within a group, counts that survive failures, damaged rows, full disks.
 //! What every backend promises is in the conformance suite.
 
+mod damage;
+mod failures;
+mod kill;
+mod plans;
+mod time;
+
 use super::{
-    Clock, Config, Embedded,
+    Config, Embedded,
     command::{Answer, Breakage, Operation},
+    state::State,
     storage::Sql,
     transition::Tx,
 };
 use crate::{
-    Address, Claim, Declaration, Driver, DriverExt, ErrorKind, Failure, JobState, Limits, ListJobs, NewJob,
-    Notify, Outcome, Owner, Payload, QueueName, QueueSettings, ReadCompletions, Result, Settle, Timestamp,
+    Address, Claim, Declaration, Driver, DriverExt, ErrorKind, Failure, JobState, ListJobs, NewJob, Notify,
+    Owner, Payload, QueueName, QueueSettings, ReadCompletions, Result, Settle,
 };
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use rusqlite::Connection;
+use std::{sync::Arc, time::Duration};
 
 /// Carries out what a test wants to go wrong.
 pub(super) fn spoil(tx: &mut Tx<'_>, breakage: Breakage) -> Sql<Result<Answer>> {
@@ -32,15 +34,39 @@ pub(super) fn spoil(tx: &mut Tx<'_>, breakage: Breakage) -> Sql<Result<Answer>> 
             tx.db.execute(write, ())?;
         }
         Breakage::Run(statement) => tx.db.execute_batch(statement)?,
+        Breakage::Commits(failing, code) => {
+            (tx.state.commits.failing, tx.state.commits.code) = (failing, code)
+        }
+        Breakage::Count => return Ok(Ok(Answer::Removed(tx.state.commits.made))),
     }
     Ok(Ok(Answer::Done))
+}
+
+/// What happens to commits, and what happened.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    failing: u32,
+    code: i32,
+    made: u64,
+}
+
+/// A commit that a test can let fail.
+pub(super) fn commit(db: &Connection, state: &mut State) -> Sql<()> {
+    let commits = &mut state.commits;
+    if let Some(left) = commits.failing.checked_sub(1) {
+        commits.failing = left;
+        let failure = rusqlite::ffi::Error::new(commits.code);
+        return Err(rusqlite::Error::SqliteFailure(failure, None));
+    }
+    commits.made += 1;
+    db.execute_batch("COMMIT")
 }
 
 struct Broker {
     driver: Arc<Embedded>,
     queue: QueueName,
     config: Config,
-    _directory: tempfile::TempDir,
+    directory: Arc<tempfile::TempDir>,
 }
 
 impl Broker {
@@ -56,7 +82,7 @@ impl Broker {
             driver: Arc::new(Embedded::open(config.clone()).unwrap()),
             queue: "q".parse().unwrap(),
             config,
-            _directory: directory,
+            directory: Arc::new(directory),
         };
         broker.declare(QueueSettings::default()).await;
         broker
@@ -84,6 +110,27 @@ impl Broker {
         self.spoil(Breakage::Run(statement)).await.unwrap();
     }
 
+    /// The same broker with another queue.
+    async fn beside(&self, queue: &str) -> Self {
+        let other = Self {
+            driver: self.driver.clone(),
+            queue: queue.parse().unwrap(),
+            config: self.config.clone(),
+            directory: self.directory.clone(),
+        };
+        other.declare(QueueSettings::default()).await;
+        other
+    }
+
+    async fn succeed(&self, claimed: &crate::Claimed) {
+        let succeed = Settle::Succeed { result: None };
+        self.driver.settle_one(&self.queue, &claimed.receipt, succeed).await.unwrap();
+    }
+
+    async fn parked(&self) -> u64 {
+        self.driver.stats(&self.queue).await.unwrap().parked.unwrap()
+    }
+
     async fn claim(&self, max: u32) -> Vec<crate::Claimed> {
         let claim =
             Claim { max, wait: Duration::ZERO, lease: Duration::from_secs(60), worker: "test".into() };
@@ -103,42 +150,6 @@ fn job() -> NewJob {
 
 fn to(address: &str) -> NewJob {
     job().with_notify(Notify { address: Address::new(address).unwrap(), context: "c".into() })
-}
-
-#[tokio::test]
-async fn a_spoilt_command_harms_no_neighbour_of_its_group() {
-    let mut broker = Broker::start().await;
-    for breakage in [Breakage::Panic, Breakage::Statement] {
-        let (before, spoilt, after) = tokio::join!(
-            broker.driver.enqueue_one(&broker.queue, job()),
-            broker.spoil(breakage),
-            broker.driver.enqueue_one(&broker.queue, job()),
-        );
-        before.unwrap();
-        assert_eq!(spoilt.unwrap_err().kind, ErrorKind::Fatal);
-        after.unwrap();
-    }
-    assert_eq!(broker.depths().await, [4, 0, 0, 0, 0]);
-    // Nothing of the spoilt commands is left: the key they write is still free.
-    broker.run("INSERT INTO meta (key, value) VALUES ('spoilt', 'no')").await;
-    broker.restart().await;
-    assert_eq!(broker.depths().await, [4, 0, 0, 0, 0]);
-    assert_eq!(broker.claim(10).await.len(), 4);
-}
-
-#[tokio::test]
-async fn a_full_disk_refuses_writes_and_works_again_when_there_is_room() {
-    let broker = Broker::start().await;
-    broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    broker.run("PRAGMA max_page_count = 1").await;
-    let large = || NewJob::new("large", Payload::json(vec![b'1'; 200_000]));
-    let (large_one, stats) =
-        tokio::join!(broker.driver.enqueue_one(&broker.queue, large()), broker.driver.stats(&broker.queue));
-    assert_eq!(large_one.unwrap_err().kind, ErrorKind::Unavailable);
-    assert_eq!(stats.unwrap().ready, Some(1));
-    broker.run("PRAGMA max_page_count = 1000000").await;
-    broker.driver.enqueue_one(&broker.queue, large()).await.unwrap();
-    assert_eq!(broker.claim(10).await.len(), 2);
 }
 
 #[tokio::test]
@@ -170,45 +181,10 @@ async fn counts_agree_with_the_database_after_every_kind_of_transition() {
     assert_eq!(broker.depths().await, before);
 }
 
-#[tokio::test]
-async fn a_job_that_cannot_be_read_is_dead_and_others_are_handed_out() {
-    let broker = Broker::start().await;
-    let mut with_headers = to("a");
-    with_headers.headers.insert("x".into(), "y".into());
-    let broken = broker.driver.enqueue_one(&broker.queue, with_headers).await.unwrap();
-    let whole = broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    broker.run("UPDATE bodies SET headers = '{broken' WHERE headers IS NOT NULL").await;
-    let claimed = broker.claim(10).await;
-    assert_eq!(claimed.len(), 1);
-    assert_eq!(claimed[0].id, *whole.id());
-    let record = broker.driver.inspect(&broker.queue, broken.id()).await.unwrap().unwrap();
-    assert!(matches!(record.outcome, Some(Outcome::Dead { failure, .. }) if failure.reason == "Unreadable"));
-    assert_eq!(read(&broker, "a").await.completions.len(), 1);
-}
-
 async fn read(broker: &Broker, address: &str) -> crate::CompletionPage {
     let read = ReadCompletions { max: 10, wait: Duration::ZERO, lease: Duration::from_secs(10) };
     let address = Address::new(address).unwrap();
     broker.driver.completions(&address, read).await.unwrap()
-}
-
-#[tokio::test]
-async fn a_completion_that_cannot_be_read_is_put_aside_until_the_next_start() {
-    let mut broker = Broker::start().await;
-    for _ in 0..2 {
-        broker.driver.enqueue_one(&broker.queue, to("a")).await.unwrap();
-        let claimed = broker.claim(1).await;
-        let succeed = Settle::Succeed { result: None };
-        broker.driver.settle_one(&broker.queue, &claimed[0].receipt, succeed).await.unwrap();
-    }
-    broker.run("UPDATE completions SET outcome = 'broken' || outcome WHERE id = 1").await;
-    let page = read(&broker, "a").await;
-    assert_eq!(page.completions.len(), 1);
-    assert!(page.caught_up);
-    broker.run("UPDATE completions SET outcome = substr(outcome, 7) WHERE id = 1").await;
-    assert!(read(&broker, "a").await.completions.is_empty());
-    broker.restart().await;
-    assert_eq!(read(&broker, "a").await.completions.len(), 1);
 }
 
 #[tokio::test]
@@ -227,38 +203,6 @@ async fn many_jobs_due_at_once_hold_nobody_up() {
         assert!(probes < 100_000, "jobs that are due stay where they are");
     }
     assert!(probes >= 5, "all jobs became ready in {probes} steps");
-}
-
-#[derive(Debug)]
-struct Hands(AtomicI64);
-
-impl Clock for Hands {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.0.load(Ordering::Relaxed))
-    }
-}
-
-#[tokio::test]
-async fn time_does_not_go_backwards() {
-    let hands = Arc::new(Hands(AtomicI64::new(1_000_000)));
-    let broker = Broker::start_with(|config| config.clock = hands.clone()).await;
-    broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    hands.0.store(500_000, Ordering::Relaxed);
-    let id = broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    let record = broker.driver.inspect(&broker.queue, id.id()).await.unwrap().unwrap();
-    assert_eq!(record.enqueued_at.as_millis(), 1_000_000);
-}
-
-#[tokio::test]
-async fn a_lease_that_ended_by_the_clock_is_over_before_anybody_else_has_the_job() {
-    let hands = Arc::new(Hands(AtomicI64::new(1_000_000)));
-    let broker = Broker::start_with(|config| config.clock = hands.clone()).await;
-    broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
-    let claimed = broker.claim(1).await;
-    hands.0.store(claimed[0].lease_until.as_millis(), Ordering::Relaxed);
-    let succeed = Settle::Succeed { result: None };
-    let settled = broker.driver.settle_one(&broker.queue, &claimed[0].receipt, succeed).await;
-    assert_eq!(settled.unwrap_err().kind, ErrorKind::StaleReceipt);
 }
 
 #[tokio::test]
@@ -282,65 +226,6 @@ async fn pages_of_pinned_jobs_are_found_by_index() {
         }
     }
     assert_eq!(seen, 7);
-}
-
-#[tokio::test]
-async fn nobody_pins_a_job_for_ever() {
-    let hands = Arc::new(Hands(AtomicI64::new(1_000_000)));
-    let broker = Broker::start_with(|config| config.clock = hands.clone()).await;
-    let id = broker.driver.enqueue_one(&broker.queue, to("gone")).await.unwrap();
-    let claimed = broker.claim(1).await;
-    let succeed = Settle::Succeed { result: None };
-    broker.driver.settle_one(&broker.queue, &claimed[0].receipt, succeed).await.unwrap();
-    let pin = i64::try_from(Limits::PIN.as_millis()).unwrap();
-    hands.0.fetch_add(pin - 60_000, Ordering::Relaxed);
-    let known = || async { broker.driver.inspect(&broker.queue, id.id()).await.unwrap().is_some() };
-    broker.depths().await;
-    assert!(known().await);
-    // Retention, an hour, counts from the end of the pin.
-    hands.0.fetch_add(120_000, Ordering::Relaxed);
-    broker.depths().await;
-    assert!(known().await);
-    hands.0.fetch_add(2 * 3_600_000, Ordering::Relaxed);
-    let since = std::time::Instant::now();
-    while known().await {
-        assert!(since.elapsed() < Duration::from_secs(10), "the job is still there");
-    }
-}
-
-#[test]
-fn hot_statements_use_their_indexes() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = super::schema::open(&Config::new(directory.path().join("jobs.db"))).unwrap();
-    for (statement, index) in [
-        (
-            "SELECT seq FROM jobs WHERE queue = 1 AND state = 0 AND at = 1 AND seq > 2 ORDER BY seq LIMIT 5",
-            "SEARCH jobs USING COVERING INDEX jobs_by_state (queue=? AND state=? AND at=? AND rowid>?)",
-        ),
-        (
-            "SELECT seq FROM jobs WHERE queue = 1 AND state = 0 AND at > 1 ORDER BY at, seq LIMIT 5",
-            "SEARCH jobs USING COVERING INDEX jobs_by_state (queue=? AND state=? AND at>?)",
-        ),
-        (
-            "SELECT id, payload FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq \
-             WHERE queue = 1 AND state = 0 ORDER BY at, jobs.seq LIMIT 5",
-            "SEARCH jobs USING INDEX jobs_by_state (queue=? AND state=?)",
-        ),
-        (
-            "SELECT min(at) FROM jobs WHERE queue = 1 AND state = 0",
-            "SEARCH jobs USING COVERING INDEX jobs_by_state (queue=? AND state=?)",
-        ),
-        (
-            "SELECT id FROM completions WHERE address = 'a' AND leased_until <= 1 ORDER BY id LIMIT 5",
-            "SEARCH completions USING INDEX completions_by_address (address=?)",
-        ),
-    ] {
-        let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
-        let steps: Vec<String> =
-            plan.query_map((), |row| row.get(3)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
-        assert!(steps.contains(&index.to_owned()), "{statement}: {steps:?}");
-        assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{statement}: {steps:?}");
-    }
 }
 
 #[tokio::test]
@@ -390,57 +275,5 @@ async fn a_claim_that_is_dropped_with_its_answer_gives_the_job_back_at_once() {
         let claimed = tokio::time::timeout(Duration::from_secs(10), waiting()).await;
         let claimed = claimed.unwrap().unwrap();
         assert_eq!((claimed[0].attempt, claimed[0].delivery), (1, 1));
-    }
-}
-
-/// Where the child of the next test finds its database.
-const CHILD: &str = "LONGSHORE_TEST_CHILD_DB";
-
-#[tokio::test]
-#[ignore = "the other half of `what_was_acknowledged_survives_the_death_of_the_process`"]
-async fn child_that_is_killed() {
-    let Some(path) = std::env::var_os(CHILD) else {
-        return;
-    };
-    let driver = Embedded::open(Config::new(path)).unwrap();
-    let queue: QueueName = "q".parse().unwrap();
-    loop {
-        let jobs = vec![job(); 3];
-        for answer in driver.enqueue(&queue, jobs).await.unwrap() {
-            println!("acknowledged {}", answer.unwrap().id());
-        }
-    }
-}
-
-#[tokio::test]
-async fn what_was_acknowledged_survives_the_death_of_the_process() {
-    use std::io::BufRead;
-    let mut broker = Broker::start().await;
-    broker.driver.close().await;
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["embedded::tests::child_that_is_killed", "--exact", "--ignored", "--nocapture"])
-        .env(CHILD, &broker.config.path)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
-    let acknowledged: Vec<String> = lines
-        .by_ref()
-        .map_while(std::result::Result::ok)
-        .filter_map(|line| line.split("acknowledged ").nth(1).map(str::to_owned))
-        .take(500)
-        .collect();
-    assert_eq!(acknowledged.len(), 500);
-    child.kill().unwrap();
-    let rest = lines.map_while(std::result::Result::ok);
-    // The last line may have been cut.
-    let rest: Vec<_> =
-        rest.filter_map(|line| line.split("acknowledged ").nth(1).map(str::to_owned)).collect();
-    child.wait().unwrap();
-
-    broker.restart().await;
-    for id in acknowledged.iter().chain(rest.iter().rev().skip(1)) {
-        let id = crate::JobId::new(id.as_str()).unwrap();
-        assert!(broker.driver.inspect(&broker.queue, &id).await.unwrap().is_some(), "{id}");
     }
 }

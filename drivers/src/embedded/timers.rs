@@ -12,6 +12,8 @@ use rusqlite::params;
 
 /// Jobs that one pass moves, of each kind.
 const PASS: usize = 1000;
+/// How long a queue's timers rest after they failed.
+const REST: i64 = 1000;
 /// Pages that one pass gives back to the file system.
 const VACUUM_PAGES: i64 = 512;
 
@@ -25,34 +27,67 @@ pub(super) struct Pass {
 impl Tx<'_> {
     /// Does a bounded part of what is due.
     pub(super) fn pass(&mut self) -> Sql<Pass> {
+        let (now, later) = (self.now.as_millis(), self.now.as_millis().saturating_add(REST));
         let mut budget = PASS;
-        for queue in self.state.due.due(self.now.as_millis()) {
-            if budget == 0 {
-                break;
+        for queue in self.state.due.due(now) {
+            if !self.step(queue, "wake", &mut budget, Self::wake_queue)? {
+                self.state.due.set(&queue, Some(later));
             }
-            self.wake_queue(queue, &mut budget)?;
         }
         let mut budget = PASS;
-        let sweeps = self.state.sweeps.due(self.now.as_millis());
+        let sweeps = self.state.sweeps.due(now);
         let swept = !sweeps.is_empty();
         for queue in sweeps {
-            if budget == 0 {
-                break;
+            if !self.step(queue, "sweep", &mut budget, Self::sweep_queue)? {
+                self.state.sweeps.set(&queue, Some(later));
             }
-            self.sweep_queue(queue, &mut budget)?;
         }
         let mut pass = Pass::default();
-        if let Some(id) = self.state.deleting()
-            && self.dismantle(id, PASS)?
-        {
-            self.state.due.set(&id, None);
-            self.state.sweeps.set(&id, None);
-            pass.removed.push(id);
+        if let Some(queue) = self.state.removals.due(now).first().copied() {
+            let removed = &mut pass.removed;
+            let mut whole = PASS;
+            let dismantle = |tx: &mut Tx<'_>, queue, _: &mut usize| tx.dismantle_queue(queue, removed);
+            if !self.step(queue, "remove", &mut whole, dismantle)? {
+                self.state.removals.set(&queue, Some(later));
+            }
         }
         if swept && budget > 0 {
             self.vacuum()?;
         }
         Ok(pass)
+    }
+
+    /// Does one queue's part. One that fails is skipped, and must not hold up the others; `false` tells so.
+    fn step(
+        &mut self,
+        queue: QueueId,
+        what: &'static str,
+        budget: &mut usize,
+        work: impl FnOnce(&mut Self, QueueId, &mut usize) -> Sql<()>,
+    ) -> Sql<bool> {
+        if *budget == 0 {
+            return Ok(true);
+        }
+        let done = self.part(|tx| work(tx, queue, budget))?;
+        if let Err(error) = &done {
+            tracing::error!(queue, what, %error, "the timers of a queue fail; the others go on");
+        }
+        Ok(done.is_ok())
+    }
+
+    fn dismantle_queue(&mut self, queue: QueueId, removed: &mut Vec<QueueId>) -> Sql<()> {
+        // Its deletion may have been rolled back.
+        if self.state.queue(queue).is_none_or(|queue| !queue.deleting) {
+            self.state.removals.set(&queue, None);
+            return Ok(());
+        }
+        if self.dismantle(queue, PASS)? {
+            self.state.due.set(&queue, None);
+            self.state.sweeps.set(&queue, None);
+            self.state.removals.set(&queue, None);
+            removed.push(queue);
+        }
+        Ok(())
     }
 
     fn wake_queue(&mut self, queue: QueueId, budget: &mut usize) -> Sql<()> {

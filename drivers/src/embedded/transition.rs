@@ -9,7 +9,10 @@ use crate::{
     Timestamp,
 };
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 /// The open transaction of one group of commands.
 #[derive(Debug)]
@@ -47,12 +50,26 @@ macro_rules! job_columns {
 }
 pub(super) use job_columns;
 
+/// The statements of [`Tx::earliest`], [`Tx::nearest`], [`Tx::pinned`] and [`Tx::first_pinned`].
+pub(super) const EARLIEST: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs WHERE queue = ?1 AND state = ?2 AND at <= ?3 ORDER BY at, seq LIMIT ?4"
+);
+pub(super) const NEAREST: &str = "SELECT min(at) FROM jobs WHERE queue = ?1 AND state = ?2";
+pub(super) const OLDEST_PINNED: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs WHERE queue = ?1 AND state = ?2 AND at BETWEEN ?3 AND ?4 ORDER BY at, seq LIMIT ?5"
+);
+pub(super) const FIRST_PINNED: &str = "SELECT min(at) FROM jobs WHERE queue = ?1 AND state = ?2 AND at >= ?3";
+
 impl Job {
     pub(super) fn read(row: &Row<'_>) -> Sql<Self> {
         Ok(Self {
             seq: row.get(0)?,
             queue: row.get(1)?,
-            id: row.get(2)?,
+            id: storage::text(row, 2)?,
             // A code that nobody wrote can only come from damage; dead jobs are at least seen.
             state: storage::state(row.get(3)?).unwrap_or(JobState::Dead),
             at: row.get(4)?,
@@ -62,7 +79,7 @@ impl Job {
             cancel_requested: row.get(8)?,
             token: row.get(9)?,
             claimed_at: row.get(10)?,
-            worker: row.get(11)?,
+            worker: storage::optional_text(row, 11)?,
             unpinned: row.get(12)?,
         })
     }
@@ -104,6 +121,27 @@ pub(super) fn stored(result: &Payload) -> StoredResult {
 }
 
 impl Tx<'_> {
+    /// Carries out a part of the transaction that may fail alone. The outer error is the end of the whole transaction,
+    /// the inner one of the part: nothing of it is left.
+    pub(super) fn part<T>(&mut self, work: impl FnOnce(&mut Self) -> Sql<T>) -> Sql<Result<T>> {
+        self.db.prepare_cached("SAVEPOINT part")?.execute(())?;
+        self.state.begin_part();
+        let failure = match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(Ok(value)) => {
+                self.db.prepare_cached("RELEASE part")?.execute(())?;
+                self.state.keep_part();
+                return Ok(Ok(value));
+            }
+            // A disk that fails may end the transaction as a whole.
+            Ok(Err(error)) if self.db.is_autocommit() => return Err(error),
+            Ok(Err(error)) => storage::error(&error),
+            Err(panic) => storage::panicked(panic.as_ref()),
+        };
+        self.db.execute_batch("ROLLBACK TO part; RELEASE part")?;
+        self.state.undo_part();
+        Ok(Err(failure))
+    }
+
     /// The queue `name`.
     pub(super) fn queue(&self, name: &QueueName) -> Result<QueueId> {
         self.state.find(name).ok_or_else(|| Error::no_queue(name))
@@ -194,7 +232,9 @@ impl Tx<'_> {
         let whom: Option<(Option<String>, Option<String>)> = self
             .db
             .prepare_cached("SELECT notify_address, notify_context FROM bodies WHERE seq = ?1")?
-            .query_row([job.seq], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row([job.seq], |row| {
+                Ok((storage::optional_text(row, 0)?, storage::optional_text(row, 1)?))
+            })
             .optional()?;
         let (address, context) = whom.unwrap_or_default();
         let Ok(address) = Address::new(address.unwrap_or_default()) else {
@@ -243,11 +283,7 @@ impl Tx<'_> {
         limit: usize,
     ) -> Sql<Vec<Job>> {
         self.db
-            .prepare_cached(concat!(
-                "SELECT ",
-                job_columns!(),
-                " FROM jobs WHERE queue = ?1 AND state = ?2 AND at <= ?3 ORDER BY at, seq LIMIT ?4"
-            ))?
+            .prepare_cached(EARLIEST)?
             .query_map(params![queue, code(state), until, column(limit)], Job::read)?
             .collect()
     }
@@ -255,11 +291,7 @@ impl Tx<'_> {
     /// Up to `limit` jobs of `queue` that ended in `state` at `until` or earlier and are pinned.
     pub(super) fn pinned(&self, queue: QueueId, state: JobState, until: i64, limit: usize) -> Sql<Vec<Job>> {
         self.db
-            .prepare_cached(concat!(
-                "SELECT ",
-                job_columns!(),
-                " FROM jobs WHERE queue = ?1 AND state = ?2 AND at BETWEEN ?3 AND ?4 ORDER BY at, seq LIMIT ?5"
-            ))?
+            .prepare_cached(OLDEST_PINNED)?
             .query_map(
                 params![queue, code(state), PINNED, PINNED.saturating_add(until), column(limit)],
                 Job::read,
@@ -271,15 +303,13 @@ impl Tx<'_> {
     pub(super) fn first_pinned(&self, queue: QueueId, state: JobState) -> Sql<Option<i64>> {
         let at: Option<i64> = self
             .db
-            .prepare_cached("SELECT min(at) FROM jobs WHERE queue = ?1 AND state = ?2 AND at >= ?3")?
+            .prepare_cached(FIRST_PINNED)?
             .query_row(params![queue, code(state), PINNED], |row| row.get(0))?;
         Ok(at.map(|at| at - PINNED))
     }
 
     /// The nearest time of a job of `queue` in `state`.
     pub(super) fn nearest(&self, queue: QueueId, state: JobState) -> Sql<Option<i64>> {
-        self.db
-            .prepare_cached("SELECT min(at) FROM jobs WHERE queue = ?1 AND state = ?2")?
-            .query_row(params![queue, code(state)], |row| row.get(0))
+        self.db.prepare_cached(NEAREST)?.query_row(params![queue, code(state)], |row| row.get(0))
     }
 }

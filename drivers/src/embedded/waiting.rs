@@ -2,21 +2,21 @@
 //! one way to be served, in the order of arrival, without anybody holding the database.
 
 use super::{
+    claim::Budget,
     command::{Answer, Reply},
     intake,
-    state::{QueueId, State},
+    state::{Queue, QueueId, State},
     storage::Sql,
     transition::Tx,
 };
-use crate::{Address, Claim, CompletionPage, Error, JobState, ReadCompletions, Result};
+use crate::{Address, Claim, CompletionPage, Error, ReadCompletions, Result};
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::Hash,
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Instant,
 };
 
-/// Jobs handed out in one transaction, so that claims don't keep settles waiting for long.
-const PASS: usize = 4000;
+/// How long completions of an address rest that could not be read.
+const REST: i64 = 1000;
 
 /// Answers that go out when the transaction is committed.
 pub(super) type Answers = Vec<(Reply, Result<Answer>)>;
@@ -31,7 +31,9 @@ struct Waiter<R> {
 /// All that wait.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    claims: HashMap<QueueId, VecDeque<Waiter<Claim>>>,
+    claims: BTreeMap<QueueId, VecDeque<Waiter<Claim>>>,
+    /// The queue with which the next pass begins.
+    turn: QueueId,
     reads: HashMap<Address, VecDeque<Waiter<ReadCompletions>>>,
     removals: Vec<(QueueId, Reply)>,
     /// No waiter's time is over before this.
@@ -75,28 +77,65 @@ impl Lines {
 
     /// Serves whom it can; whether it stopped although there was more to do.
     pub(super) fn serve(&mut self, tx: &mut Tx<'_>, answers: &mut Answers) -> Sql<bool> {
-        let mut budget = PASS;
-        for (queue, line) in &mut self.claims {
-            serve_claims(tx, *queue, line, &mut budget, answers)?;
-        }
+        let cut = self.serve_all_claims(tx, answers)?;
         for (address, line) in &mut self.reads {
-            serve_reads(tx, address, line, answers)?;
+            let mut served = Answers::new();
+            let done = tx.part(|tx| serve_reads(tx, address, line, &mut served));
+            if let Ok(Err(error)) = &done {
+                tracing::error!(%address, %error, "completions can't be read for now");
+                tx.state.readable.set(address, Some(tx.now.as_millis().saturating_add(REST)));
+            }
+            conclude(done, served, line, answers)?;
         }
-        Ok(budget == 0)
+        Ok(cut)
+    }
+
+    /// Every queue has its turn: a pass that ends early goes on where it ended.
+    fn serve_all_claims(&mut self, tx: &mut Tx<'_>, answers: &mut Answers) -> Sql<bool> {
+        let mut budget = Budget::whole();
+        for queue in in_turn(&self.claims, self.turn) {
+            if budget.is_spent() {
+                self.turn = queue;
+                return Ok(true);
+            }
+            self.turn = queue.saturating_add(1);
+            let Some(line) = self.claims.get_mut(&queue) else { continue };
+            let mut served = Answers::new();
+            let done = tx.part(|tx| serve_claims(tx, queue, line, &mut budget, &mut served));
+            if let Ok(Err(error)) = &done {
+                tracing::error!(queue, %error, "a queue can't hand out jobs for now");
+            }
+            conclude(done, served, line, answers)?;
+        }
+        Ok(budget.is_spent())
     }
 
     /// Answers those whose time is over and forgets those that went away.
-    pub(super) fn expire(&mut self, state: &State, now: Instant, answers: &mut Answers) {
+    pub(super) fn expire(&mut self, state: &State, now: Instant, pass: Pass<'_>, answers: &mut Answers) {
         if self.nearest.is_none_or(|nearest| nearest > now) {
             return;
         }
-        let over = expired(&mut self.claims, now);
-        answers.extend(over.into_iter().map(|(_, reply)| (reply, Ok(Answer::Claimed(Vec::new())))));
-        for (address, reply) in expired(&mut self.reads, now) {
-            let page =
-                CompletionPage { completions: Vec::new(), caught_up: state.completions(&address) == 0 };
-            answers.push((reply, Ok(Answer::Completions(page))));
-        }
+        let failure = match pass {
+            Pass::Failed(error) => Some(error),
+            Pass::Whole | Pass::Cut => None,
+        };
+        let answer = |otherwise| failure.map_or(Ok(otherwise), |error| Err(error.clone()));
+        self.claims.retain(|queue, line| {
+            // Who came too late for this pass has the next one: there are jobs.
+            if !matches!(pass, Pass::Cut) || !state.queue(*queue).is_some_and(Queue::is_claimable) {
+                let over = expired(line, now).into_iter();
+                answers.extend(over.map(|reply| (reply, answer(Answer::Claimed(Vec::new())))));
+            }
+            !line.is_empty()
+        });
+        self.reads.retain(|address, line| {
+            for reply in expired(line, now) {
+                let caught_up = state.completions(address) == 0;
+                let page = CompletionPage { completions: Vec::new(), caught_up };
+                answers.push((reply, answer(Answer::Completions(page))));
+            }
+            !line.is_empty()
+        });
         let claims = self.claims.values().flatten().map(|waiter| waiter.deadline);
         let reads = self.reads.values().flatten().map(|waiter| waiter.deadline);
         self.nearest = claims.chain(reads).min();
@@ -132,34 +171,61 @@ impl Lines {
     }
 }
 
+/// What the last pass did for those who wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Pass<'e> {
+    /// Everybody was offered what there is.
+    Whole,
+    /// It ended early; the next one begins at once.
+    Cut,
+    /// It failed, and the next one has to wait.
+    Failed(&'e Error),
+}
+
+/// The queues of `lines`, beginning with `first`.
+fn in_turn<L>(lines: &BTreeMap<QueueId, L>, first: QueueId) -> Vec<QueueId> {
+    lines.range(first..).chain(lines.range(..first)).map(|(queue, _)| *queue).collect()
+}
+
+/// Passes on what a part of a pass answered, or its failure.
+fn conclude<R>(
+    done: Sql<Result<()>>,
+    mut served: Answers,
+    line: &mut VecDeque<Waiter<R>>,
+    answers: &mut Answers,
+) -> Sql<()> {
+    if let Ok(Err(error)) = &done {
+        // Whoever is first in line met the failure; those before got nothing after all.
+        served.extend(line.pop_front().map(|waiter| (waiter.reply, Ok(Answer::Done))));
+        for (_, answer) in &mut served {
+            *answer = Err(error.clone());
+        }
+    }
+    answers.extend(served);
+    done.map(drop)
+}
+
 fn serve_claims(
     tx: &mut Tx<'_>,
     queue: QueueId,
     line: &mut VecDeque<Waiter<Claim>>,
-    budget: &mut usize,
+    budget: &mut Budget,
     answers: &mut Answers,
 ) -> Sql<()> {
-    while *budget > 0
-        && let Some(waiter) = line.front()
-    {
-        let known = tx.state.queue(queue);
-        if known
-            .is_none_or(|known| known.settings.paused || known.deleting || known.count(JobState::Ready) == 0)
-        {
+    while let Some(waiter) = line.front() {
+        if budget.is_spent() || !tx.state.queue(queue).is_some_and(Queue::is_claimable) {
             break;
         }
         let jobs = if waiter.reply.is_closed() {
             Vec::new()
         } else {
-            let jobs = tx.claim(queue, &waiter.request)?;
+            let jobs = tx.claim(queue, &waiter.request, budget)?;
             if jobs.is_empty() {
-                // Whatever was ready could not be read and is out of the way now.
                 break;
             }
             jobs
         };
         let Some(waiter) = line.pop_front() else { break };
-        *budget = budget.saturating_sub(jobs.len());
         answers.push((waiter.reply, Ok(Answer::Claimed(jobs))));
     }
     Ok(())
@@ -189,22 +255,28 @@ fn serve_reads(
     Ok(())
 }
 
-/// Takes those out whose time is over. Lines in which nobody is left go.
-fn expired<K: Clone + Eq + Hash, R>(
-    lines: &mut HashMap<K, VecDeque<Waiter<R>>>,
-    now: Instant,
-) -> Vec<(K, Reply)> {
+/// Takes those out whose time is over, and forgets those that went away.
+fn expired<R>(line: &mut VecDeque<Waiter<R>>, now: Instant) -> Vec<Reply> {
     let mut over = Vec::new();
-    lines.retain(|key, line| {
-        let waiters = std::mem::take(line);
-        for waiter in waiters {
-            if waiter.deadline <= now {
-                over.push((key.clone(), waiter.reply));
-            } else if !waiter.reply.is_closed() {
-                line.push_back(waiter);
-            }
+    for waiter in std::mem::take(line) {
+        if waiter.deadline <= now {
+            over.push(waiter.reply);
+        } else if !waiter.reply.is_closed() {
+            line.push_back(waiter);
         }
-        !line.is_empty()
-    });
+    }
     over
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_walk_begins_where_it_is_told_and_meets_everybody_once() {
+        let lines: BTreeMap<QueueId, u8> = [2, 5, 9].map(|queue| (queue, 0)).into();
+        for (first, expected) in [(0, [2, 5, 9]), (5, [5, 9, 2]), (6, [9, 2, 5]), (10, [2, 5, 9])] {
+            assert_eq!(in_turn(&lines, first), expected, "{first}");
+        }
+    }
 }

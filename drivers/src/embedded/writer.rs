@@ -4,19 +4,22 @@
 //! A command that spoils the transaction must not harm its neighbours: then the group is rolled back and each command
 //! runs in a transaction of its own.
 
+#[cfg(test)]
+use super::tests::commit;
 use super::{
     Config,
     command::{Answer, Operation, Request},
     completions,
     config::Clock,
+    execute::{Step, arrange, execute},
     intake::Intake,
     schema,
-    state::{QueueId, State},
+    state::State,
     storage::{self, Sql},
     transition::Tx,
-    waiting::{Answers, Lines},
+    waiting::{Answers, Lines, Pass},
 };
-use crate::{Error, ErrorKind, Result, Timestamp, Wake};
+use crate::{Error, ErrorKind, Result, Timestamp, Wake, time::Steady};
 use rusqlite::Connection;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -29,6 +32,13 @@ use tokio::sync::{broadcast, watch};
 const GLANCE: Duration = Duration::from_millis(500);
 /// How long timers rest after they failed.
 const REST: Duration = Duration::from_millis(200);
+
+/// How long transactions may fail for good before the thread gives up: a new process may have more luck, and whoever
+/// watches processes sees that something is wrong.
+const DESPAIR: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// How far the time in the database may be behind. Only after a wall clock jumped ahead and the process ended does it
+/// matter: what waits then waits this much longer.
+const MARK_EVERY: Duration = Duration::from_secs(10);
 
 /// Failures are logged this often at most.
 const COMPLAIN: Duration = Duration::from_secs(1);
@@ -72,29 +82,36 @@ struct Writer {
     state: State,
     lines: Lines,
     clock: Arc<dyn Clock>,
-    /// The latest instant that anybody was told.
-    latest: Timestamp,
+    steady: Steady,
+    /// The instant that the database knows to have passed.
+    marked: Timestamp,
     backend_id: String,
     intake: Arc<Intake>,
     hints: broadcast::Sender<Wake>,
-    /// Timers failed: until they work again they have a transaction of their own, and not before this.
-    rest: Option<Instant>,
+    /// Transactions fail: until they work again timers have one of their own.
+    rest: Option<Rest>,
     /// When a failure was logged last.
     complained: Option<Instant>,
     /// There is more to do at once.
     busy: bool,
 }
 
-/// What one command needs further.
+/// A pause after a failure.
 #[derive(Debug)]
-enum Step {
-    Answer(Result<Answer>),
-    /// Stands in line for jobs of this queue.
-    Claim(QueueId),
-    /// Stands in line for completions.
-    Read,
-    /// Waits for the last job of this queue to go.
-    Removal(QueueId),
+struct Rest {
+    until: Instant,
+    error: Error,
+    /// Since when nothing but failures that repeating won't mend.
+    fatal_since: Option<Instant>,
+}
+
+/// How a pass over timers and waiters ended.
+#[derive(Debug, Clone, Copy)]
+struct Tended {
+    /// There is more to do at once.
+    busy: bool,
+    /// Not everybody who waits was offered what there is.
+    cut: bool,
 }
 
 /// A transaction that changed nothing, or perhaps nothing.
@@ -108,12 +125,14 @@ impl Writer {
         let state = completions::unpark(&db)
             .and_then(|()| State::load(&db))
             .map_err(|error| storage::error(&error))?;
+        let marked = schema::passed(&db).map_err(|error| storage::error(&error))?;
         Ok(Self {
             db,
             state,
             lines: Lines::default(),
             clock: config.clock.clone(),
-            latest: Timestamp::default(),
+            steady: Steady::new(marked),
+            marked,
             backend_id,
             intake,
             hints,
@@ -132,6 +151,10 @@ impl Writer {
             if last {
                 break;
             }
+            if self.despairs() {
+                tracing::error!("the embedded broker gives up: its transactions fail for good");
+                break;
+            }
         }
         self.lines.close();
         if let Err((_, error)) = self.db.close() {
@@ -142,14 +165,15 @@ impl Writer {
     /// Until when the thread may sleep.
     fn next_look(&mut self) -> Instant {
         let now = Instant::now();
-        if let Some(rest) = self.rest {
-            return rest;
+        if let Some(rest) = &self.rest {
+            return rest.until;
         }
         if self.busy {
             return now;
         }
         let clock = self.now().as_millis();
-        let timers = [self.state.due.next(), self.state.sweeps.next(), self.lines.next_readable(&self.state)];
+        let State { due, sweeps, removals, .. } = &self.state;
+        let timers = [due.next(), sweeps.next(), removals.next(), self.lines.next_readable(&self.state)];
         let timer = timers.into_iter().flatten().min().map(|at| {
             let millis = u64::try_from(at.saturating_sub(clock)).unwrap_or(0);
             now + Duration::from_millis(millis).min(GLANCE)
@@ -158,10 +182,27 @@ impl Writer {
         timer.into_iter().chain(waiter).chain([now + GLANCE]).min().unwrap_or(now)
     }
 
-    /// The clock, which doesn't go backwards.
+    /// The clock, which neither goes backwards nor stops.
     fn now(&mut self) -> Timestamp {
-        self.latest = self.latest.max(self.clock.now());
-        self.latest
+        self.steady.now(self.clock.now())
+    }
+
+    fn despairs(&self) -> bool {
+        let since = self.rest.as_ref().and_then(|rest| rest.fatal_since);
+        since.is_some_and(|since| since.elapsed() > DESPAIR)
+    }
+
+    /// Nothing of a pass over timers and waiters came to be.
+    fn pause(&mut self, error: Error) {
+        let now = Instant::now();
+        let before = self.rest.take().and_then(|rest| rest.fatal_since);
+        let fatal_since = (error.kind == ErrorKind::Fatal).then(|| before.unwrap_or(now));
+        let rest = Rest { until: now + REST, error, fatal_since };
+        // Whoever does not wait hears of it now.
+        let mut answers = Answers::new();
+        self.lines.expire(&self.state, now, Pass::Failed(&rest.error), &mut answers);
+        self.answer(answers);
+        self.rest = Some(rest);
     }
 
     /// Carries one group out.
@@ -170,9 +211,8 @@ impl Writer {
         requests.retain(|request| {
             !request.reply.is_closed() || matches!(request.operation, Operation::Unclaim(_))
         });
-        let cautious = self.rest.is_some();
-        if cautious {
-            self.one_by_one(requests);
+        if self.rest.is_some() {
+            self.apart(requests);
             self.timers_alone();
             return;
         }
@@ -186,22 +226,45 @@ impl Writer {
             tend(tx, lines, &mut answers)
         });
         match done {
-            Ok(busy) => self.finish_turn(busy, answers),
+            Ok(tended) => self.finish_turn(tended, answers),
             Err(Spoilt(error)) if requests.is_empty() => {
-                self.rest = Some(Instant::now() + REST);
                 self.fail(answers, &error);
+                self.pause(error);
             }
             Err(_) => {
-                self.one_by_one(requests);
+                self.apart(requests);
                 self.timers_alone();
             }
         }
     }
 
-    fn finish_turn(&mut self, busy: bool, mut answers: Answers) {
-        self.busy = busy;
-        self.lines.expire(&self.state, Instant::now(), &mut answers);
+    fn finish_turn(&mut self, tended: Tended, mut answers: Answers) {
+        self.busy = tended.busy;
+        let pass = if tended.cut { Pass::Cut } else { Pass::Whole };
+        self.lines.expire(&self.state, Instant::now(), pass, &mut answers);
         self.answer(answers);
+    }
+
+    /// Carries each command out in a part of one transaction, so that one that fails costs its neighbours nothing.
+    fn apart(&mut self, mut requests: Vec<Request>) {
+        if requests.is_empty() {
+            return;
+        }
+        let mut answers = Answers::new();
+        let done = self.transaction(|tx, lines, backend_id| {
+            let mut steps = Vec::with_capacity(requests.len());
+            for request in &requests {
+                let step = tx.part(|tx| execute(tx, &request.operation, backend_id))?;
+                steps.push(step.unwrap_or_else(|error| Step::Answer(Err(error))));
+            }
+            arrange(std::mem::take(&mut requests), steps, lines, &mut answers);
+            Ok(())
+        });
+        match done {
+            Ok(()) => self.answer(answers),
+            Err(Spoilt(error)) if requests.is_empty() => self.fail(answers, &error),
+            Err(_) => self.one_by_one(requests),
+        }
     }
 
     fn one_by_one(&mut self, requests: Vec<Request>) {
@@ -229,21 +292,21 @@ impl Writer {
 
     /// Timers and waiters in a transaction of their own.
     fn timers_alone(&mut self) {
-        if self.rest.is_some_and(|rest| rest > Instant::now()) {
-            let mut answers = Answers::new();
-            self.lines.expire(&self.state, Instant::now(), &mut answers);
+        let mut answers = Answers::new();
+        let now = Instant::now();
+        if let Some(rest) = self.rest.as_ref().filter(|rest| rest.until > now) {
+            self.lines.expire(&self.state, now, Pass::Failed(&rest.error), &mut answers);
             self.answer(answers);
             return;
         }
-        let mut answers = Answers::new();
         match self.transaction(|tx, lines, _| tend(tx, lines, &mut answers)) {
-            Ok(busy) => {
+            Ok(tended) => {
                 self.rest = None;
-                self.finish_turn(busy, answers);
+                self.finish_turn(tended, answers);
             }
             Err(Spoilt(error)) => {
-                self.rest = Some(Instant::now() + REST);
                 self.fail(answers, &error);
+                self.pause(error);
             }
         }
     }
@@ -253,15 +316,25 @@ impl Writer {
         work: impl FnOnce(&mut Tx<'_>, &mut Lines, &str) -> Sql<T>,
     ) -> std::result::Result<T, Spoilt> {
         let now = self.now();
+        let mark_due = now.since(self.marked) >= MARK_EVERY;
         let Self { db, state, lines, backend_id, .. } = self;
         let worked = catch_unwind(AssertUnwindSafe(|| {
             db.execute_batch("BEGIN IMMEDIATE")?;
+            let before = db.total_changes();
             let mut tx = Tx { db, state, now };
-            work(&mut tx, lines, backend_id)
+            let value = work(&mut tx, lines, backend_id)?;
+            let mark = mark_due && db.total_changes() != before;
+            if mark {
+                schema::mark_passed(db, now)?;
+            }
+            Ok((value, mark))
         }));
         let failure = match worked {
-            Ok(Ok(value)) => match db.execute_batch("COMMIT") {
+            Ok(Ok((value, mark))) => match commit(db, state) {
                 Ok(()) => {
+                    if mark {
+                        self.marked = now;
+                    }
                     for hint in state.keep() {
                         // Without subscribers there is nobody to tell.
                         let _ = self.hints.send(hint);
@@ -271,7 +344,7 @@ impl Writer {
                 Err(error) => storage::commit_error(&error),
             },
             Ok(Err(error)) => storage::error(&error),
-            Err(panic) => panicked(panic.as_ref()),
+            Err(panic) => storage::panicked(panic.as_ref()),
         };
         // A full disk would fill the log as well.
         if self.complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
@@ -309,74 +382,19 @@ impl Writer {
     }
 }
 
-fn execute(tx: &mut Tx<'_>, operation: &Operation, backend_id: &str) -> Sql<Step> {
-    let answer = match operation {
-        Operation::Probe => Ok(Answer::Done),
-        Operation::Declare(queue, declaration) => tx.declare(queue, declaration, backend_id)?,
-        Operation::DeleteQueue(queue, owner) => match tx.condemn(queue, owner)? {
-            Ok(Some(id)) => return Ok(Step::Removal(id)),
-            Ok(None) => Ok(Answer::Done),
-            Err(error) => Err(error),
-        },
-        Operation::Enqueue(queue, rows) => tx.enqueue(queue, rows)?,
-        Operation::Claim(queue, ..) => match tx.queue(queue) {
-            Ok(id) => return Ok(Step::Claim(id)),
-            Err(error) => Err(error),
-        },
-        Operation::Unclaim(receipts) => {
-            tx.unclaim(receipts)?;
-            Ok(Answer::Done)
-        }
-        Operation::Extend(queue, receipts, lease) => tx.extend(queue, receipts, *lease)?,
-        Operation::Settle(queue, settlements) => tx.settle(queue, settlements)?,
-        Operation::Stats(queue) => tx.stats(queue)?,
-        Operation::Completions(..) => return Ok(Step::Read),
-        Operation::Acknowledge(address, receipts) => tx.acknowledge(address, receipts)?,
-        Operation::Unpin(queue, ids) => tx.unpin(queue, ids)?,
-        Operation::Results(queue, ids) => tx.results(queue, ids)?,
-        Operation::Inspect(queue, id) => tx.inspect(queue, id)?,
-        Operation::List(queue, list) => tx.list(queue, list)?,
-        Operation::Cancel(queue, ids) => tx.cancel(queue, ids)?,
-        Operation::Redrive(queue, ids) => tx.redrive(queue, ids)?,
-        Operation::Purge(queue, state, limit) => tx.purge(queue, *state, *limit)?,
-        #[cfg(test)]
-        Operation::Break(breakage) => super::tests::spoil(tx, *breakage)?,
-    };
-    Ok(Step::Answer(answer))
-}
-
-/// Gives every caller its answer or its place in line.
-fn arrange(requests: Vec<Request>, steps: Vec<Step>, lines: &mut Lines, answers: &mut Answers) {
-    for (Request { operation, reply }, step) in requests.into_iter().zip(steps) {
-        match (step, operation) {
-            (Step::Answer(answer), _) => answers.push((reply, answer)),
-            (Step::Claim(queue), Operation::Claim(_, claim, deadline)) => {
-                lines.claim(queue, claim, deadline, reply);
-            }
-            (Step::Read, Operation::Completions(address, read, deadline)) => {
-                lines.read(address, read, deadline, reply);
-            }
-            (Step::Removal(queue), _) => lines.removal(queue, reply),
-            (Step::Claim(_) | Step::Read, _) => answers.push((reply, Err(super::command::mismatched()))),
-        }
-    }
-}
-
 /// Timers, then those who wait. Whether there is more to do at once.
-fn tend(tx: &mut Tx<'_>, lines: &mut Lines, answers: &mut Answers) -> Sql<bool> {
+fn tend(tx: &mut Tx<'_>, lines: &mut Lines, answers: &mut Answers) -> Sql<Tended> {
     let pass = tx.pass()?;
     for queue in pass.removed {
         lines.removed(queue, answers);
     }
-    let more = lines.serve(tx, answers)?;
-    Ok(more || tx.state.deleting().is_some())
+    let cut = lines.serve(tx, answers)?;
+    let removes = tx.state.removals.next().is_some_and(|at| at <= tx.now.as_millis());
+    Ok(Tended { busy: cut || removes, cut })
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let message = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message");
-    Error::new(ErrorKind::Fatal, format!("the embedded broker panicked at a command and undid it: {message}"))
+/// Makes the transaction last.
+#[cfg(not(test))]
+fn commit(db: &Connection, _: &mut State) -> Sql<()> {
+    db.execute_batch("COMMIT")
 }

@@ -4,7 +4,7 @@ use super::streams::Streams;
 use crate::{
     Claim, Claimed, DeadReason, Declaration, Enqueued, Error, ErrorKind, Extension, Failure, JobId,
     JobRecord, JobState, Limits, NewJob, Outcome, Owner, Payload, QueueName, QueueStats, Receipt, Result,
-    Settle, StoredResult, Timestamp, Wake,
+    Settle, StoredResult, Timestamp, Wake, time::Steady,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,6 +20,7 @@ pub(super) struct Model {
     queues: BTreeMap<QueueName, Queue>,
     pub(super) streams: Streams,
     last_number: u64,
+    clock: Option<Steady>,
     now: Timestamp,
     hints: BTreeSet<Hint>,
 }
@@ -128,9 +129,9 @@ enum Next {
 }
 
 impl Model {
-    /// Makes everything happen that is due at `now`. The clock doesn't go backwards.
-    pub(super) fn advance(&mut self, now: Timestamp) {
-        self.now = self.now.max(now);
+    /// Makes everything happen that is due when the wall clock shows `wall`. Time neither goes back nor stops.
+    pub(super) fn advance(&mut self, wall: Timestamp) {
+        self.now = self.clock.get_or_insert_with(|| Steady::new(wall)).now(wall);
         let names: Vec<_> = self.queues.keys().cloned().collect();
         for name in names {
             self.advance_queue(&name);
@@ -275,6 +276,12 @@ impl Model {
             }
             return Ok(Enqueued::Duplicate { id, state: known.state, outcome: known.outcome.clone() });
         }
+        if new.notify.is_some()
+            && let Some(outcome) = self.streams.left(name, &id)
+        {
+            return Ok(Enqueued::Duplicate { id, state: outcome.state(), outcome: Some(outcome.clone()) });
+        }
+        let queue = self.known(name);
         let waiting = [JobState::Ready, JobState::Scheduled, JobState::Retrying];
         let depth: u64 = waiting.into_iter().map(|state| queue.count(state)).sum();
         let max_depth = queue.declaration.settings.max_depth;
@@ -332,11 +339,7 @@ impl Model {
                 (job.at, job.due_at) = (due, Timestamp::from_millis(due));
             }
             Next::End(outcome) => {
-                job.state = match outcome {
-                    Outcome::Succeeded { .. } => JobState::Succeeded,
-                    Outcome::Dead { .. } => JobState::Dead,
-                    Outcome::Cancelled | Outcome::Purged => JobState::Cancelled,
-                };
+                job.state = outcome.state();
                 let pin = if job.new.notify.is_some() { PINNED } else { 0 };
                 job.at = now.as_millis().saturating_add(pin);
                 (job.finished_at, job.outcome, job.cancel_requested) = (Some(now), Some(outcome), false);
@@ -555,6 +558,9 @@ impl Model {
                 format!("job {id} isn't dead, so it can't be redriven"),
             ));
         }
+        if job.new.notify.is_some() {
+            return Err(Error::of_workflow(id));
+        }
         (job.attempts, job.lost, job.deliveries) = (0, 0, 0);
         (job.outcome, job.finished_at) = (None, None);
         self.go(name, number, Next::Wait(now, JobState::Scheduled));
@@ -588,6 +594,7 @@ impl Queue {
             oldest_ready_at: self.nearest(JobState::Ready).map(Timestamp::from_millis),
             next_due_at: due.into_iter().flatten().min().map(Timestamp::from_millis),
             service_time_ms: self.service_time_ms,
+            parked: Some(0),
         }
     }
 

@@ -14,6 +14,8 @@ pub(super) struct Streams {
     by_address: BTreeMap<Address, BTreeMap<u64, Kept>>,
     /// Completions of each job that wait.
     of_job: HashMap<JobKey, usize>,
+    /// The last completion of each id that waits, and what it says.
+    of_id: HashMap<(QueueName, JobId), (u64, Outcome)>,
     last: u64,
 }
 
@@ -36,6 +38,7 @@ impl Streams {
             context: notify.context.clone(),
             delivery: 0,
         };
+        self.of_id.insert((job.0.clone(), id.clone()), (self.last, completion.outcome.clone()));
         *self.of_job.entry(job.clone()).or_default() += 1;
         let kept = Kept { completion, job, leased_until: Timestamp::default() };
         self.by_address.entry(notify.address.clone()).or_default().insert(self.last, kept);
@@ -66,7 +69,12 @@ impl Streams {
     /// Forgets a completion; the job whose last one it was.
     pub(super) fn acknowledge(&mut self, address: &Address, receipt: &CompletionReceipt) -> Option<JobKey> {
         let kept = self.by_address.get_mut(address)?;
-        let job = kept.remove(&receipt.0.parse().ok()?)?.job;
+        let number = receipt.0.parse().ok()?;
+        let Kept { completion, job, .. } = kept.remove(&number)?;
+        let id = (completion.queue, completion.job);
+        if self.of_id.get(&id).is_some_and(|(last, _)| *last == number) {
+            self.of_id.remove(&id);
+        }
         if kept.is_empty() {
             self.by_address.remove(address);
         }
@@ -77,6 +85,11 @@ impl Streams {
         }
         self.of_job.remove(&job);
         Some(job)
+    }
+
+    /// How a job ended whose completion was not acknowledged yet.
+    pub(super) fn left(&self, queue: &QueueName, id: &JobId) -> Option<&Outcome> {
+        self.of_id.get(&(queue.clone(), id.clone())).map(|(_, outcome)| outcome)
     }
 
     /// Whether a completion of this job was not acknowledged yet.

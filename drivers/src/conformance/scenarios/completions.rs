@@ -192,6 +192,40 @@ pub(super) async fn finished_jobs_stay_until_unpinned(fixture: Fixture) -> Verdi
     Ok(undeclared.driver.unpin(&undeclared.queue, vec![early]).await?)
 }
 
+pub(super) async fn removed_ids_are_known_until_acknowledged(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let address = fixture.address("removed")?;
+    let notify = fixture.notify("removed")?;
+    for deleted in [false, true] {
+        let id = JobId::new(format!("removed-{deleted}"))?;
+        let again = || job().with_id(id.clone()).with_notify(notify.clone());
+        subject.enqueue(again()).await?;
+        if deleted {
+            subject.driver.delete_queue(&subject.queue, &Subject::owner()).await?;
+            subject.declare(QueueSettings::default()).await?;
+        } else {
+            subject.driver.purge(&subject.queue, JobState::Ready, 10).await?;
+        }
+        let answer = crate::DriverExt::enqueue_one(&*subject.driver, &subject.queue, again()).await?;
+        let purged = Enqueued::Duplicate {
+            id: id.clone(),
+            state: JobState::Cancelled,
+            outcome: Some(Outcome::Purged),
+        };
+        check_eq!(answer, purged, "the id of a job that was removed");
+        check!(subject.claim(10).await?.is_empty(), "a removed job was handed out");
+        let completion = subject.next_completion(&address).await?;
+        check_eq!(completion.outcome, Outcome::Purged, "the outcome");
+        subject.driver.acknowledge(&address, vec![completion.receipt]).await?;
+        subject.enqueue(again()).await?;
+        let claimed = subject.next().await?;
+        subject.succeed(&claimed).await?;
+        let completion = subject.next_completion(&address).await?;
+        subject.driver.acknowledge(&address, vec![completion.receipt]).await?;
+    }
+    Ok(())
+}
+
 async fn gone(subject: &Subject, id: &JobId) -> Verdict {
     eventually("a job whose retention is over is gone", || async { Ok(subject.record(id).await?.is_none()) })
         .await

@@ -29,11 +29,13 @@ pub(super) async fn full_queue_refuses_producers_only(fixture: Fixture) -> Verdi
     let claimed = subject.claim(1).await?;
     subject.settle(&claimed[0], Settle::Release { delay: Duration::ZERO }).await?;
     if driver.capabilities().inspect {
-        let claimed = subject.claim(1).await?;
         let bury = Settle::Bury { reason: crate::DeadReason::Rejected, failure: Failure::default() };
-        subject.settle(&claimed[0], bury).await?;
+        for claimed in subject.claim(3).await? {
+            let release = Settle::Release { delay: Duration::ZERO };
+            subject.settle(&claimed, if claimed.id == ids[0] { bury.clone() } else { release }).await?;
+        }
         driver.enqueue_one(queue, job().with_notify(fixture.notify("workflow")?)).await?;
-        let redriven = driver.redrive(queue, vec![claimed[0].id.clone()]).await?;
+        let redriven = driver.redrive(queue, vec![ids[0].clone()]).await?;
         check!(redriven[0].is_ok(), "a redrive into a full queue: {redriven:?}");
     }
     let still = driver.enqueue_one(queue, job()).await;

@@ -43,6 +43,7 @@ scenarios! {
     settling::release_keeps_attempt: "A release counts no attempt.";
     settling::poison_message_max_retry [INSPECT]: "A buried job is dead, with its reason and its last failure, and isn't handed out again.";
     settling::redrive_gives_all_attempts_back [INSPECT]: "A redriven job starts again with all its attempts.";
+    settling::redrive_of_a_workflow_job_is_refused [INSPECT]: "A dead job of a workflow is not redriven past its workflow.";
     settling::result_large [RESULTS]: "Results up to the limit are kept; a larger one is refused and the job stays claimed.";
     settling::duplicate_delivery_idempotency [FENCING]: "Of two claimers of one job, at most one settles it.";
     leases::lease_expiry_returns_job_and_counts_a_delivery [LEASE, INSPECT]: "When a lease ends, the job comes back; a delivery is counted, no attempt.";
@@ -57,6 +58,7 @@ scenarios! {
     completions::completions_are_addressed: "A completion goes to its address alone.";
     completions::completions_stay_until_acknowledged [INSPECT]: "A completion and its job stay until it is acknowledged, beyond retention.";
     completions::finished_jobs_stay_until_unpinned [INSPECT]: "A finished job that notifies stays, with its result, until it is acknowledged and unpinned.";
+    completions::removed_ids_are_known_until_acknowledged [INSPECT, IDS]: "The id of a job that was purged, or deleted with its queue, runs again only after its completion was acknowledged.";
     completions::completions_in_settle_order: "Completions come in the order of their settles, and the end of the stream is told.";
     completions::retention_removes_finished_jobs [INSPECT]: "Finished jobs are forgotten when their retention ends.";
     administration::pause_hands_out_nothing [PAUSE]: "A paused queue takes jobs and hands out none.";

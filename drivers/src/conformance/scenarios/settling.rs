@@ -89,6 +89,23 @@ pub(super) async fn redrive_gives_all_attempts_back(fixture: Fixture) -> Verdict
     subject.succeed(&again).await
 }
 
+pub(super) async fn redrive_of_a_workflow_job_is_refused(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let id = subject.enqueue(job().with_notify(fixture.notify("dead")?)).await?;
+    let claimed = subject.next().await?;
+    let bury = Settle::Bury { reason: DeadReason::Rejected, failure: Failure::new("Rejected", "no") };
+    subject.settle(&claimed, bury).await?;
+    let answers = subject.driver.redrive(&subject.queue, vec![id.clone()]).await?;
+    check!(
+        answers[0].as_ref().is_err_and(|error| {
+            error.kind == ErrorKind::Conflict && error.message.contains("retry the workflow")
+        }),
+        "a workflow's job was redriven: {answers:?}"
+    );
+    check_eq!(subject.state(&id).await?, JobState::Dead, "its state");
+    Ok(())
+}
+
 pub(super) async fn result_large(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let limit = subject.driver.capabilities().limits.max_result;
