@@ -3,7 +3,7 @@
 use crate::Timestamp;
 use std::{fmt::Debug, path::PathBuf, sync::Arc, time::Duration};
 
-/// Where time comes from. It may jump; the broker itself never lets it go backwards while it runs.
+/// Where time comes from. It may jump; the broker's own time follows it forwards only, and goes on while it is behind.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// The present instant.
     fn now(&self) -> Timestamp;

@@ -194,9 +194,12 @@ fn conclude<R>(
     line: &mut VecDeque<Waiter<R>>,
     answers: &mut Answers,
 ) -> Sql<()> {
-    if let Ok(Err(error)) = &done {
-        // Whoever is first in line met the failure; those before got nothing after all.
+    if !matches!(done, Ok(Ok(()))) {
+        // Whoever is first in line met the failure; the next pass must not meet it with them again.
         served.extend(line.pop_front().map(|waiter| (waiter.reply, Ok(Answer::Done))));
+    }
+    if let Ok(Err(error)) = &done {
+        // Those before got nothing after all.
         for (_, answer) in &mut served {
             *answer = Err(error.clone());
         }

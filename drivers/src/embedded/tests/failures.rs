@@ -98,6 +98,27 @@ async fn timers_and_claims_of_one_queue_fail_without_the_others() {
 }
 
 #[tokio::test]
+async fn a_claim_that_ends_the_whole_transaction_is_told_so_and_others_are_served() {
+    let broker = Broker::start().await;
+    let other = broker.beside("other").await;
+    broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
+    other.driver.enqueue_one(&other.queue, job()).await.unwrap();
+    broker
+        .run(
+            "CREATE TRIGGER spoil BEFORE UPDATE ON jobs WHEN NEW.queue = 1 \
+             BEGIN SELECT RAISE(ROLLBACK, 'a test spoils this'); END",
+        )
+        .await;
+    let wait = |max| Claim { wait: Duration::from_secs(60), ..at_once(max) };
+    let failed = tokio::time::timeout(Duration::from_secs(20), broker.driver.claim(&broker.queue, wait(1)));
+    assert_eq!(failed.await.unwrap().unwrap_err().kind, ErrorKind::Fatal);
+    let served = other.driver.claim(&other.queue, Claim { wait: Duration::from_secs(20), ..at_once(1) });
+    assert_eq!(served.await.unwrap().len(), 1);
+    broker.run("DROP TRIGGER spoil").await;
+    assert_eq!(broker.driver.claim(&broker.queue, wait(1)).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_queue_that_cannot_be_taken_apart_holds_nobody_up() {
     let broker = Broker::start().await;
     let other = broker.beside("other").await;
