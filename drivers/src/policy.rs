@@ -19,10 +19,10 @@ pub struct WorkerPolicy {
     pub worker: String,
     /// Jobs at once in one pod.
     pub concurrency: u32,
-    /// How long running jobs get when the pod goes away.
+    /// How long running jobs get when the pod goes away, unless the pod says it itself: it knows what it was made with.
     #[serde(rename = "drainTimeoutMs", with = "crate::time::millis")]
     pub drain_timeout: Duration,
-    /// How jobs reach the app.
+    /// How jobs reach the app, unless the pod says it itself.
     pub handler: Handler,
     /// The brokers that the queues are on.
     pub brokers: Vec<BrokerAccess>,

@@ -66,12 +66,7 @@ fn validate(policy: &WorkerPolicy) -> Result<(), Error> {
         if holds { Ok(()) } else { Err(Error::Invalid(message())) }
     };
     check(policy.concurrency > 0, &|| "concurrency is 0".to_owned())?;
-    if let Handler::Http { port, .. } = policy.handler {
-        check(port > 0, &|| "the handler's port is 0".to_owned())?;
-    }
-    if let Err(error) = Target::of(&policy.handler) {
-        return Err(Error::Invalid(format!("the handler's path is no path: {error}")));
-    }
+    check_handler(&policy.handler)?;
     let brokers: BTreeSet<_> = policy.brokers.iter().map(|broker| &broker.name).collect();
     let mut names = BTreeSet::new();
     for queue in &policy.queues {
@@ -83,9 +78,41 @@ fn validate(policy: &WorkerPolicy) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether jobs can reach an app in this way.
+pub(crate) fn check_handler(handler: &Handler) -> Result<(), Error> {
+    if matches!(handler, Handler::Http { port: 0, .. }) {
+        return Err(Error::Invalid("the handler's port is 0".to_owned()));
+    }
+    match Target::of(handler) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Invalid(format!("the handler's path is no path: {error}"))),
+    }
+}
+
+/// What belongs to this pod and not to all pods of the Worker: the policy may be that of a newer template already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Own {
+    /// How jobs reach this app.
+    pub handler: Option<Handler>,
+    /// How long running jobs get before this pod ends.
+    pub drain_timeout: Option<Duration>,
+}
+
+impl Own {
+    /// The policy as it is for this pod.
+    fn over(&self, mut policy: WorkerPolicy) -> WorkerPolicy {
+        if let Some(handler) = &self.handler {
+            policy.handler = handler.clone();
+        }
+        policy.drain_timeout = self.drain_timeout.unwrap_or(policy.drain_timeout);
+        policy
+    }
+}
+
 /// Reads the file over and over, and keeps the plan in line with it.
-pub(crate) async fn follow(core: Arc<Core>, path: PathBuf, connect: Connect) {
-    let mut follower = Follower { core, connect, bytes: None, policy: None, connections: BTreeMap::new() };
+pub(crate) async fn follow(core: Arc<Core>, path: PathBuf, own: Own, connect: Connect) {
+    let mut follower =
+        Follower { core, own, connect, bytes: None, policy: None, connections: BTreeMap::new() };
     loop {
         follower.turn(&path).await;
         sleep(EVERY).await;
@@ -94,6 +121,7 @@ pub(crate) async fn follow(core: Arc<Core>, path: PathBuf, connect: Connect) {
 
 struct Follower {
     core: Arc<Core>,
+    own: Own,
     connect: Connect,
     bytes: Option<Vec<u8>>,
     policy: Option<Arc<WorkerPolicy>>,
@@ -138,7 +166,7 @@ impl Follower {
                 );
                 self.core.health.policy_taken();
                 self.core.metrics.policy_ok.set(1);
-                self.policy = Some(Arc::new(policy));
+                self.policy = Some(Arc::new(self.own.over(policy)));
                 true
             }
             Err(error) => {
@@ -229,6 +257,16 @@ mod tests {
     fn a_newer_policy_is_refused_even_if_it_looks_different() {
         let error = parse(br#"{"version": 2, "concurrency": "auto"}"#).unwrap_err();
         assert!(matches!(error, Error::Newer(2)), "{error}");
+    }
+
+    #[test]
+    fn what_belongs_to_the_pod_holds_whatever_the_policy_says() {
+        let newer = policy(9090, &["emails"]);
+        assert_eq!(Own::default().over(newer.clone()), newer);
+        let own = Own { handler: Some(Handler::Pull {}), drain_timeout: Some(Duration::from_secs(7)) };
+        let mine = own.over(newer.clone());
+        assert_eq!((mine.handler, mine.drain_timeout), (Handler::Pull {}, Duration::from_secs(7)));
+        assert_eq!(mine.queues, newer.queues);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
     core::Core,
     drain::{Event, Stage},
     hooks, lease,
-    policy::{self, Connect},
+    policy::{self, Connect, Own},
     readiness, stop, token,
 };
 use futures::future::join_all;
@@ -41,6 +41,8 @@ pub struct Settings {
     pub pod_name: String,
     /// Where the pod's token is.
     pub token_file: PathBuf,
+    /// What belongs to this pod, whatever the policy says.
+    pub own: Own,
 }
 
 /// Why a sidecar could not start or go on.
@@ -95,7 +97,7 @@ const DRIVE: &str = "drain";
 impl Sidecar {
     /// Starts all tasks.
     pub async fn start(settings: Settings, connect: Connect) -> Result<Self, Error> {
-        let Settings { policy, api, admin, pod_name, token_file } = settings;
+        let Settings { policy, api, admin, pod_name, token_file, own } = settings;
         if !api.ip().is_loopback() {
             return Err(Error::ExposedApi(api));
         }
@@ -116,7 +118,7 @@ impl Sidecar {
             // The drain hook comes through the local API then.
             Err(error) => tracing::warn!(%error, "the drain hook has no door of its own"),
         }
-        sidecar.spawn("policy", policy::follow(core.clone(), policy, connect));
+        sidecar.spawn("policy", policy::follow(core.clone(), policy, own, connect));
         sidecar.spawn("readiness", readiness::probe(core.clone()));
         sidecar.spawn("leases", lease::keep(core.clone()));
         sidecar.spawn("claims", Claimer::new(core.clone()).run());

@@ -12,7 +12,7 @@ use longshore_drivers::{
     policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy},
 };
 use longshore_worker_sidecar::{
-    policy::Connect,
+    policy::{Connect, Own},
     run::{Settings, Sidecar},
 };
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
@@ -131,6 +131,7 @@ impl Pod {
             admin: "127.0.0.1:0".parse().unwrap(),
             pod_name: "pod-1".to_owned(),
             token_file: directory.path().join("token"),
+            own: Own::default(),
         };
         let connect: Connect = Arc::new(move |_| futures::future::ready(Ok(driver.clone())).boxed());
         let sidecar = Sidecar::start(settings, connect).await.unwrap();
