@@ -5,10 +5,9 @@ use super::{
     build::{self, Pods},
     memory::{Applied, Memory, Refused},
     observe::World,
-    pods::{self, Seen},
-    policy,
+    pods, policy,
     scale::Decision,
-    victims::{costs, victims},
+    victims::{Retirement, costs},
 };
 use crate::{
     apply::apply,
@@ -30,6 +29,8 @@ use std::{
 
 /// How often sidecars are asked for faults.
 const ASK_PODS_EVERY: Duration = Duration::from_secs(10);
+/// How often they are asked whether they have finished.
+const ASK_VICTIMS_EVERY: Duration = Duration::from_secs(2);
 
 /// What there is to be done.
 pub(super) struct Plan<'a> {
@@ -37,24 +38,26 @@ pub(super) struct Plan<'a> {
     pub(super) namespace: &'a str,
     pub(super) world: &'a World,
     pub(super) decision: &'a Decision,
+    pub(super) retirement: &'a Retirement,
     pub(super) pods: &'a Pods,
+    /// They are those of an older template, because the newer one is refused.
+    pub(super) kept: bool,
     pub(super) now: Instant,
     pub(super) clock: Timestamp,
 }
 
-/// Asks the pods, tells the victims, sets the number. Answers the Deployment as it is now.
+/// Tells those who are to go, sets the number. Answers the Deployment as it is now.
 pub(super) async fn act(desk: &Desk, plan: &Plan<'_>, memory: &mut Memory) -> Result<Arc<Deployment>> {
     if !desk.context.leadership.is_leader() {
         return Err(Error::LeadershipLost);
     }
     let current = plan.world.current();
-    let leaving = current.saturating_sub(plan.decision.desired);
-    let pods = ask_pods(desk, plan, memory, leaving > 0).await?;
-    let victims = victims(&pods, leaving as usize);
-    apply_policy(&desk.context, plan, victims.clone()).await?;
-    // When all go nobody is chosen.
-    if leaving > 0 && plan.decision.desired > 0 {
-        pods::mark(&desk.context, plan.namespace, &costs(&pods, &victims)).await;
+    apply_policy(&desk.context, plan, plan.retirement.told.clone()).await?;
+    // When all go nobody is chosen. The policy comes first: what a pod costs is what makes its kubelet look at it.
+    if plan.decision.desired > 0 {
+        let costs = costs(&memory.pods, plan.retirement);
+        pods::mark(&desk.context, plan.namespace, &costs).await;
+        memory.marked(costs);
     }
     let deployment = apply_deployment(&desk.context, plan, memory).await?;
     let refused = memory.refuses(&plan.pods.revision(), plan.now);
@@ -65,29 +68,72 @@ pub(super) async fn act(desk: &Desk, plan: &Plan<'_>, memory: &mut Memory) -> Re
     Ok(deployment)
 }
 
-/// What the pods say: all of them when some have to go, a sample now and then for faults.
-async fn ask_pods(desk: &Desk, plan: &Plan<'_>, memory: &mut Memory, all: bool) -> Result<Vec<Seen>> {
-    if plan.world.current() == 0 {
+/// Whom to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asking {
+    Nobody,
+    /// A few, for faults.
+    Some,
+    All,
+}
+
+/// What depends on what the pods say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need {
+    /// Some are to go.
+    pub(super) leaving: bool,
+    /// And right now.
+    pub(super) at_once: bool,
+    /// Only they know what runs here, because other Workers have a part of the queues.
+    pub(super) shared: bool,
+}
+
+/// Whom to ask when the last time was so long ago, and all answered then or only some were asked.
+pub(super) fn asking(need: Need, elapsed: Option<Duration>, all: bool) -> Asking {
+    let over = |limit: Duration| elapsed.is_none_or(|elapsed| elapsed >= limit);
+    if need.leaving && (need.at_once || !all || over(ASK_VICTIMS_EVERY)) {
+        return Asking::All;
+    }
+    match over(ASK_PODS_EVERY) {
+        true if need.shared => Asking::All,
+        true => Asking::Some,
+        false => Asking::Nobody,
+    }
+}
+
+/// Asks the pods what they do, if it is time. Tells whom it asked.
+pub(super) async fn ask_pods(
+    desk: &Desk,
+    worker: &Worker,
+    world: &World,
+    need: Need,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<Asking> {
+    if world.current() == 0 {
         memory.pods.clear();
-        return Ok(Vec::new());
+        memory.asked_at = None;
+        return Ok(Asking::Nobody);
     }
-    let elapsed = memory.asked_at.map(|at| plan.now.duration_since(at));
-    if !all && elapsed.is_some_and(|elapsed| elapsed < ASK_PODS_EVERY) {
-        return Ok(Vec::new());
+    let elapsed = memory.asked_at.map(|at| now.saturating_duration_since(at));
+    let asked = asking(need, elapsed, memory.asked_all);
+    if asked != Asking::Nobody {
+        let namespace = worker.namespace().unwrap_or_default();
+        let all = asked == Asking::All;
+        memory.pods = pods::look(&desk.context, &desk.asker, &namespace, &worker.name_any(), all).await?;
+        memory.asked_all = all || memory.pods.len() < pods::SAMPLE;
+        memory.asked_at = Some(now);
     }
-    let name = plan.worker.name_any();
-    let pods = pods::look(&desk.context, &desk.asker, plan.namespace, &name, all).await?;
-    memory.asked_at = Some(plan.now);
-    memory.pods = pods.iter().take(pods::SAMPLE).cloned().collect();
-    Ok(pods)
+    Ok(asked)
 }
 
 async fn apply_policy(context: &Context, plan: &Plan<'_>, draining: Vec<String>) -> Result<()> {
     let worker = plan.worker;
-    let policy =
-        policy::policy(plan.namespace, &worker.name_any(), &worker.spec, &plan.world.queues, draining);
-    let wanted = build::config_map(worker, &policy)?;
     let there = plan.world.config_map.as_deref();
+    let kept = there.filter(|_| plan.kept).and_then(build::policy_in);
+    let (name, queues) = (worker.name_any(), &plan.world.queues);
+    let policy = policy::policy(plan.namespace, &name, &worker.spec, queues, draining, kept);
+    let wanted = build::config_map(worker, &policy)?;
     if there.is_some_and(|there| has_metadata(there, &wanted) && has_data(there, &wanted)) {
         return Ok(());
     }
@@ -215,10 +261,30 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_asked_as_often_as_it_matters() {
+        let second = |seconds| Some(Duration::from_secs(seconds));
+        let need = |leaving, at_once, shared| Need { leaving, at_once, shared };
+        let quiet = need(false, false, false);
+        for (need, elapsed, all, expected) in [
+            (quiet, None, false, Asking::Some),
+            (quiet, second(9), true, Asking::Nobody),
+            (quiet, second(10), true, Asking::Some),
+            (need(false, false, true), second(9), true, Asking::Nobody),
+            (need(false, false, true), second(10), true, Asking::All),
+            (need(true, false, false), second(1), true, Asking::Nobody),
+            (need(true, false, false), second(1), false, Asking::All),
+            (need(true, false, false), second(2), true, Asking::All),
+            (need(true, true, false), second(0), true, Asking::All),
+        ] {
+            assert_eq!(asking(need, elapsed, all), expected, "{need:?} {elapsed:?} {all}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_of_metadata_and_data_is_noticed() {
         let worker = fixture::worker(&json!({}));
         let queues = [fixture::bound("emails", 1, &json!({}))];
-        let policy = policy::policy("shop", "mailer", &worker.spec, &queues, Vec::new());
+        let policy = policy::policy("shop", "mailer", &worker.spec, &queues, Vec::new(), None);
         let wanted = build::config_map(&worker, &policy).unwrap();
         let there = |change: fn(&mut Value)| {
             let mut object = wanted.clone();

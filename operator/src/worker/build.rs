@@ -1,12 +1,12 @@
 //! The objects of a Worker. Pure, deterministic.
 
-use super::inject::{BrokerTokens, Injection, grace_seconds, memory_mib};
+use super::inject::{BrokerTokens, Injection, grace_seconds, handler, memory_mib};
 use crate::{
     apply::{child_name, owner},
     cli::Settings,
     error::{Error, Result},
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::ResourceExt;
 use longshore_crds::{SidecarUpgradePolicy, Worker, WorkerSpec, annotation, label};
 use longshore_drivers::policy::WorkerPolicy;
@@ -16,6 +16,9 @@ use std::fmt::Write;
 
 /// On the Deployment: what was put into the pod template beside what the user wrote.
 const INJECTION: &str = "longshore.dev/injection";
+
+/// The file with the policy.
+const POLICY: &str = "policy.json";
 
 /// The name of the ConfigMap with the policy.
 pub(super) fn policy_name(worker: &str) -> String {
@@ -38,8 +41,13 @@ pub(super) fn config_map(worker: &Worker, policy: &WorkerPolicy) -> Result<Value
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(worker, &policy_name(&worker.name_any()))?,
-        "data": { "policy.json": text },
+        "data": { POLICY: text },
     }))
+}
+
+/// The policy in a ConfigMap that was made here.
+pub(super) fn policy_in(there: &ConfigMap) -> Option<WorkerPolicy> {
+    serde_json::from_str(there.data.as_ref()?.get(POLICY)?).ok()
 }
 
 fn encode(what: &str, source: serde_json::Error) -> Error {
@@ -48,12 +56,13 @@ fn encode(what: &str, source: serde_json::Error) -> Error {
 
 /// The hash of everything the user wrote that ends up in pods: another one is a rollout.
 ///
-/// What stands in the policy (queues, weights, handler, concurrency) is not in it, and neither is what the operator adds:
+/// What stands in the policy (queues, weights, concurrency) is not in it, and neither is what the operator adds:
 /// a newer operator has to come to the same hash, or all Workers would be rolled at once.
 pub(super) fn template_hash(spec: &WorkerSpec, brokers: &[BrokerTokens]) -> String {
     let written = json!({
         "template": spec.template.0,
         "grace": grace_seconds(spec),
+        "handler": handler(spec),
         "memory": memory_mib(spec),
         "brokers": brokers,
     });
@@ -160,6 +169,12 @@ impl Pods {
     pub(super) fn revision(&self) -> String {
         revision(&self.hash, &self.image)
     }
+}
+
+/// The Brokers whose tokens the pods of `live` have.
+pub(super) fn brokers_of(live: &Deployment) -> Vec<BrokerTokens> {
+    let injection = live.annotations().get(INJECTION).and_then(|text| Injection::kept(text));
+    injection.map(|injection| injection.brokers()).unwrap_or_default()
 }
 
 /// The revision that `live` asks for.

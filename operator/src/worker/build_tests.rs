@@ -46,7 +46,11 @@ fn sidecar() -> Value {
         "image": V1,
         "imagePullPolicy": "IfNotPresent",
         "restartPolicy": "Always",
-        "env": [{ "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }],
+        "env": [
+            { "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } },
+            { "name": "LONGSHORE_HANDLER", "value": r#"{"http":{"port":8080,"path":"/"}}"# },
+            { "name": "LONGSHORE_DRAIN_TIMEOUT_MS", "value": "600000" },
+        ],
         "ports": [{ "name": "lsh-admin", "containerPort": 7421, "protocol": "TCP" }],
         "startupProbe": probe("/livez", 1, 60),
         "readinessProbe": probe("/readyz", 2, 3),
@@ -88,7 +92,7 @@ fn a_plain_worker_becomes_this_deployment() {
     let mut expected = metadata("mailer");
     expected["annotations"] = json!({
         // Another hash here means that every Worker is rolled when the operator is upgraded.
-        "longshore.dev/template-hash": "a5ae51ff59c83ca8",
+        "longshore.dev/template-hash": "64d1a1abbd4dd1e4",
         "longshore.dev/sidecar-image": V1,
         "longshore.dev/injection": wanted["metadata"]["annotations"]["longshore.dev/injection"],
     });
@@ -131,11 +135,12 @@ fn a_plain_worker_becomes_this_deployment() {
 fn the_config_map_holds_the_policy() {
     let worker = worker(&json!({}));
     let queues = [bound("emails", 1, &json!({}))];
-    let policy = policy("shop", "mailer", &worker.spec, &queues, Vec::new());
+    let policy = policy("shop", "mailer", &worker.spec, &queues, Vec::new(), None);
     let wanted = config_map(&worker, &policy).unwrap();
     assert_eq!(wanted["metadata"], metadata("mailer-policy"));
     let text = wanted["data"]["policy.json"].as_str().unwrap();
     assert_eq!(serde_json::from_str::<WorkerPolicy>(text).unwrap(), policy);
+    assert_eq!(policy_in(&serde_json::from_value(wanted.clone()).unwrap()), Some(policy.clone()));
     assert_eq!(config_map(&worker, &policy).unwrap().to_string(), wanted.to_string());
 }
 
@@ -209,7 +214,6 @@ fn what_is_in_the_policy_is_no_rollout() {
     let plain = hash(json!({}));
     for policy_only in [
         json!({ "queues": [{ "name": "emails", "weight": 7 }, { "name": "images" }] }),
-        json!({ "handler": { "http": { "port": 9090, "path": "/x" } } }),
         json!({ "concurrency": 20 }),
         json!({ "replicas": 3 }),
         json!({ "scaling": { "maxReplicas": 77 } }),
@@ -220,6 +224,9 @@ fn what_is_in_the_policy_is_no_rollout() {
     }
     for template in [
         json!({ "drainTimeout": "11m" }),
+        // Pods of both templates run for a while, each with its own app.
+        json!({ "handler": { "http": { "port": 9090, "path": "/" } } }),
+        json!({ "handler": { "pull": {} } }),
         json!({ "concurrency": 1000 }),
         json!({ "template": { "spec": { "containers": [{ "name": "app", "image": "shop/mailer:8" }] } } }),
     ] {
@@ -320,4 +327,30 @@ fn pods_can_stay_as_they_are() {
     assert_eq!(template["initContainers"][0]["name"], "longshore-sidecar");
     // Nothing is put in twice.
     assert_eq!(template["initContainers"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_pods_mount_can_be_told_from_their_deployment() {
+    let worker = worker(&json!({}));
+    let mut elsewhere = tokens("other");
+    elsewhere.tokens.keys = vec!["password".to_owned()];
+    let all = [tokens(&"b".repeat(52)), elsewhere];
+    let pods = Pods::of(&worker, &settings(V1), &all, None).unwrap();
+    let live = fixture::deployment(&deployment(&worker, &pods, 1).unwrap(), &json!({}));
+    assert_eq!(brokers_of(&live), all);
+    assert_eq!(brokers_of(&Deployment::default()), []);
+}
+
+#[test]
+fn many_jobs_at_once_ask_for_more_memory() {
+    for (concurrency, request, limit) in
+        [(1, "16Mi", "192Mi"), (128, "16Mi", "192Mi"), (1000, "128Mi", "416Mi")]
+    {
+        let pods = fresh(&worker(&json!({ "concurrency": concurrency })), V1);
+        let resources = &pods.template["spec"]["initContainers"][0]["resources"];
+        assert_eq!(
+            (&resources["requests"]["memory"], &resources["limits"]["memory"]),
+            (&json!(request), &json!(limit))
+        );
+    }
 }

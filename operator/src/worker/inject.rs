@@ -6,6 +6,7 @@
 
 use crate::{apply::child_name, broker::TokenSecret, cli::Settings};
 use longshore_crds::{WorkerSpec, label};
+use longshore_drivers::policy::Handler;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ pub(super) const API_PORT: u16 = 7420;
 pub(super) const TOKEN_DIR: &str = "/var/run/longshore/token";
 /// The names of volumes that begin so are ours.
 pub(super) const VOLUME_PREFIX: &str = "longshore-";
+/// Where the sidecar finds the tokens of brokers.
+const BROKERS_DIR: &str = "/etc/longshore/brokers";
 const STOP_HOOK: &str = "/hooks/app-stop";
 const POLICY_VOLUME: &str = "longshore-policy";
 const TOKEN_VOLUME: &str = "longshore-token";
@@ -91,6 +94,19 @@ impl Injection {
         self.sidecar["image"].as_str().unwrap_or_default()
     }
 
+    /// The Brokers whose tokens it mounts.
+    pub(super) fn brokers(&self) -> Vec<BrokerTokens> {
+        let mounts = self.sidecar["volumeMounts"].as_array().into_iter().flatten();
+        let brokers = mounts.filter_map(|mount| {
+            let broker = mount["mountPath"].as_str()?.strip_prefix(BROKERS_DIR)?.strip_prefix('/')?;
+            let secret = &self.volumes.iter().find(|volume| volume["name"] == mount["name"])?["secret"];
+            let keys = secret["items"].as_array()?.iter().filter_map(|item| item["key"].as_str());
+            let (name, keys) = (secret["secretName"].as_str()?.to_owned(), keys.map(str::to_owned).collect());
+            Some(BrokerTokens { broker: broker.to_owned(), tokens: TokenSecret { name, keys } })
+        });
+        brokers.collect()
+    }
+
     /// The user's template with all of it in.
     pub(super) fn into_template(self, written: &Value) -> Value {
         let mut template = written.clone();
@@ -139,6 +155,34 @@ pub(super) fn memory_mib(spec: &WorkerSpec) -> u32 {
     160 + 32 * spec.concurrency.div_ceil(128)
 }
 
+/// The sidecar's memory request: what it takes with little to do, and more for many jobs at once. In the steps of the limit.
+fn memory_request_mib(spec: &WorkerSpec) -> u32 {
+    16 * spec.concurrency.div_ceil(128).max(1)
+}
+
+/// How jobs reach the app, as the sidecar is told.
+pub(super) fn handler(spec: &WorkerSpec) -> Handler {
+    match &spec.handler.http {
+        Some(http) => Handler::Http { port: http.port, path: http.path.clone() },
+        None => Handler::Pull {},
+    }
+}
+
+/// What belongs to these pods alone: others of the Worker may be older and have another app, or less time to end.
+fn environment(spec: &WorkerSpec) -> Value {
+    let drain_timeout = spec.drain_timeout.get().as_millis().to_string();
+    // Text made from a struct has its fields in order, whatever is asked of maps.
+    let handler = serde_json::to_string(&handler(spec)).unwrap_or_default();
+    json!([
+        {
+            "name": "POD_NAME",
+            "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } },
+        },
+        { "name": "LONGSHORE_HANDLER", "value": handler },
+        { "name": "LONGSHORE_DRAIN_TIMEOUT_MS", "value": drain_timeout },
+    ])
+}
+
 fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[BrokerTokens]) -> Value {
     let mut mounts = vec![
         json!({ "name": POLICY_VOLUME, "mountPath": "/etc/longshore/policy", "readOnly": true }),
@@ -152,17 +196,14 @@ fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[BrokerTokens]) -> 
         "image": settings.sidecar_image,
         "imagePullPolicy": settings.image_pull_policy,
         "restartPolicy": "Always",
-        "env": [{
-            "name": "POD_NAME",
-            "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } },
-        }],
+        "env": environment(spec),
         "ports": [{ "name": "lsh-admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
         "startupProbe": probe("/livez", 1, 60),
         "readinessProbe": probe("/readyz", 2, 3),
         "livenessProbe": probe("/livez", 10, 6),
         "lifecycle": { "preStop": { "exec": { "command": ["/longshore-worker-sidecar", "drain"] } } },
         "resources": {
-            "requests": { "cpu": "10m", "memory": "16Mi" },
+            "requests": { "cpu": "10m", "memory": format!("{}Mi", memory_request_mib(spec)) },
             "limits": { "memory": format!("{}Mi", memory_mib(spec)) },
         },
         "securityContext": {
@@ -209,7 +250,7 @@ pub(super) fn token_files(broker: &str, tokens: &TokenSecret) -> Vec<String> {
 }
 
 fn token_dir(broker: &str) -> String {
-    format!("/etc/longshore/brokers/{broker}")
+    format!("{BROKERS_DIR}/{broker}")
 }
 
 fn volume_of(broker: &str) -> String {

@@ -3,6 +3,7 @@
 use super::{
     pods::{Asker, Seen},
     scale::{Decision, Demand, SETTLE_BEFORE_DOWN},
+    victims::{self, Told},
 };
 use crate::context::Context;
 use k8s_openapi::{
@@ -22,6 +23,8 @@ use std::{
 
 /// A template that was refused is tried again this often: what refused it may have changed its mind.
 const RETRY_REFUSED: Duration = Duration::from_secs(60);
+/// What the pods said is worth something for this long.
+const SAID_LATELY: Duration = Duration::from_secs(15);
 /// After a hint a Worker is looked at often for this long.
 const AWAKE: Duration = Duration::from_secs(3);
 
@@ -49,7 +52,11 @@ pub(super) struct Memory {
     pub(super) refused: Option<Refused>,
     /// What the pods said when they were last asked.
     pub(super) pods: Vec<Seen>,
+    /// Those were all of them.
+    pub(super) asked_all: bool,
     pub(super) asked_at: Option<Instant>,
+    /// Pods that shall claim nothing more.
+    pub(super) told: Told,
     pub(super) scaled_at: Option<Timestamp>,
     pub(super) written_at: Option<Instant>,
 }
@@ -89,7 +96,9 @@ impl Memory {
             applied: None,
             refused: None,
             pods: Vec::new(),
+            asked_all: false,
             asked_at: None,
+            told: Told::default(),
             scaled_at: None,
             written_at: None,
         }
@@ -109,6 +118,21 @@ impl Memory {
     pub(super) fn refuses(&self, revision: &str, now: Instant) -> bool {
         let refused = self.refused.as_ref().filter(|refused| refused.revision == revision);
         refused.is_some_and(|refused| now.saturating_duration_since(refused.at) < RETRY_REFUSED)
+    }
+
+    /// The jobs in the pods, if all of them told lately.
+    pub(super) fn running(&self, now: Instant) -> Option<u64> {
+        let lately = self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < SAID_LATELY);
+        if lately && self.asked_all { victims::running(&self.pods) } else { None }
+    }
+
+    /// The deletion of these pods costs this now.
+    pub(super) fn marked(&mut self, costs: Vec<(String, i32)>) {
+        for (name, cost) in costs {
+            if let Some(pod) = self.pods.iter_mut().find(|pod| pod.name == name) {
+                pod.deletion_cost = cost;
+            }
+        }
     }
 
     /// The most that was wanted lately.

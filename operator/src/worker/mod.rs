@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     reporting::{self, event, guarded},
 };
-use act::{Plan, act};
+use act::{Asking, Need, Plan, act, ask_pods};
 use build::Pods;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
@@ -49,6 +49,7 @@ use std::{
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+use victims::{Retirement, Shrink, retire};
 
 /// How many Workers are reconciled at once. A broker that doesn't answer holds one up for two seconds.
 const AT_ONCE: u16 = 16;
@@ -221,15 +222,17 @@ async fn advance(
     memory.notice(&world.demands, desk.worked_at(&uid), now);
     let mut pods = Pods::of(worker, &context.settings, &world.brokers, live)?;
     memory.refused.take_if(|refused| refused.revision != pods.revision());
-    if let (Some(live), true) = (live, refusal.is_some() || memory.refuses(&pods.revision(), now)) {
+    let kept = live.filter(|_| refusal.is_some() || memory.refuses(&pods.revision(), now));
+    if let Some(live) = kept {
         pods = Pods::as_they_are(live)?;
     }
     let proven = rollout::proven(worker, live, &pods.revision());
     let inputs = inputs(worker, world, proven.as_deref() == Some(&pods.revision()), &memory, now);
-    let decision = scale::decide(&inputs);
-    memory.learn(&decision, now);
+    let (inputs, decision, retirement) = decide(desk, worker, world, inputs, &mut memory, now).await?;
 
-    let plan = Plan { worker, namespace, world, decision: &decision, pods: &pods, now, clock: context.now() };
+    let (decision, retirement, pods, clock) = (&decision, &retirement, &pods, context.now());
+    let plan =
+        Plan { worker, namespace, world, decision, retirement, pods, kept: kept.is_some(), now, clock };
     let deployment = act(desk, &plan, &mut memory).await;
     // What was done before a failure is remembered too.
     desk.remember(&uid, memory.clone());
@@ -239,21 +242,64 @@ async fn advance(
     let refused = refused.map(|refused| Reason::no("TemplateRefused", refused.message.clone()));
     let seeing = Seeing {
         deployment: &deployment,
-        decision: &decision,
+        decision,
         demands: &world.demands,
         pods: &memory.pods,
         image: &pods.image,
         revision: &pods.revision(),
         proven,
         refusal: refusal.or(refused),
+        missing: world.missing.clone(),
         scaled_at: memory.scaled_at,
     };
     let next = report::status(worker, &seeing, plan.clock);
     let owed = write(desk, worker, next, &mut memory, now).await?;
     desk.remember(&uid, memory);
-    let wait = next_look(&inputs, &decision, desk.is_stirred(&uid, Instant::now()));
+    let wait = next_look(&inputs, decision, desk.is_stirred(&uid, Instant::now()));
     desk.sleeps(&uid, wait > LOOK_FIXED);
     Ok(Action::requeue(owed.map_or(wait, |owed| wait.min(owed))))
+}
+
+/// How many pods, and who goes: asks them before any does.
+async fn decide(
+    desk: &Desk,
+    worker: &Worker,
+    world: &World,
+    mut inputs: Inputs,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<(Inputs, Decision, Retirement)> {
+    let mut decision = scale::decide(&inputs);
+    let shrink = shrink(worker, &inputs, &decision);
+    let need = Need {
+        leaving: shrink.desired < shrink.current,
+        at_once: shrink.allowed < shrink.current,
+        shared: inputs.demands.iter().any(|demand| demand.share < 1000),
+    };
+    let asked = ask_pods(desk, worker, world, need, memory, now).await?;
+    if asked != Asking::Nobody {
+        inputs.running = memory.running(now);
+        decision = scale::decide(&inputs);
+    }
+    memory.learn(&decision, now);
+    let shrink = self::shrink(worker, &inputs, &decision);
+    let retirement = match asked {
+        Asking::All => retire(&memory.pods, shrink, &memory.told, now),
+        Asking::Some | Asking::Nobody => Retirement::unchanged(shrink, &memory.told),
+    };
+    memory.told.keep(&retirement.told, now);
+    let decision = decision.held(retirement.replicas);
+    Ok((inputs, decision, retirement))
+}
+
+fn shrink(worker: &Worker, inputs: &Inputs, decision: &Decision) -> Shrink {
+    Shrink {
+        current: inputs.current,
+        desired: decision.desired,
+        allowed: inputs.pinned.unwrap_or_else(|| inputs.most()),
+        idle: !decision.busy && decision.basis != Basis::Unknown,
+        drain_timeout: worker.spec.drain_timeout.get(),
+    }
 }
 
 fn inputs(worker: &Worker, world: &World, proven: bool, memory: &Memory, now: Instant) -> Inputs {
@@ -270,6 +316,8 @@ fn inputs(worker: &Worker, world: &World, proven: bool, memory: &Memory, now: In
         idle_for: now.saturating_duration_since(memory.busy_at),
         recent_high: memory.recent_high(now),
         proven,
+        running: if world.current() == 0 { Some(0) } else { memory.running(now) },
+        incomplete: world.missing.is_some(),
     }
 }
 
@@ -373,6 +421,8 @@ mod tests {
             idle_for: Duration::ZERO,
             recent_high: 0,
             proven: true,
+            running: None,
+            incomplete: false,
         };
         change(&mut inputs);
         let decision = scale::decide(&inputs);

@@ -16,7 +16,7 @@ use crate::{
 use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
-use longshore_crds::{Queue, Reason, Worker};
+use longshore_crds::{Queue, Reason, Worker, WorkerQueue};
 use longshore_drivers::{QueueName, QueueStats, Timestamp};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, sync::Arc, time::Duration};
@@ -40,6 +40,8 @@ pub(super) struct BoundQueue {
 /// What was seen of a Worker and all around it.
 pub(super) struct World {
     pub(super) queues: Vec<BoundQueue>,
+    /// What keeps the other queues away.
+    pub(super) missing: Option<Reason>,
     /// The Brokers of the queues, each once, in order.
     pub(super) brokers: Vec<BrokerTokens>,
     /// What each queue demands of this Worker.
@@ -65,19 +67,18 @@ pub(super) async fn observe(
     namespace: &str,
 ) -> Result<std::result::Result<World, Reason>> {
     let context = &desk.context;
-    let queues = match queues(context, worker, namespace)? {
-        Ok(queues) => queues,
-        Err(missing) => return Ok(Err(missing)),
-    };
-    let mut brokers: Vec<_> = queues
-        .iter()
-        .map(|queue| BrokerTokens { broker: queue.broker.clone(), tokens: queue.tokens.clone() })
-        .collect();
-    brokers.sort_by(|one, other| one.broker.cmp(&other.broker));
-    brokers.dedup();
+    let (queues, missing) = queues(context, worker, namespace)?;
+    let missing = combined(&missing);
+    if let (true, Some(missing)) = (queues.is_empty(), &missing) {
+        return Ok(Err(missing.clone()));
+    }
     let name = worker.name_any();
     let deployment = live(context, &desk.deployments, namespace, &name).await?;
     let deployment = newest(deployment, desk.applied(worker));
+    let mounted =
+        deployment.as_deref().filter(|_| missing.is_some()).map(build::brokers_of).unwrap_or_default();
+    let is_there = |broker: &str| context.lookup.broker(namespace, broker).is_some();
+    let brokers = brokers(&queues, mounted, is_there);
     let config_map = live(context, &desk.config_maps, namespace, &build::policy_name(&name)).await?;
     let claims = [
         seat::claim(worker, "Deployment", deployment.as_deref()),
@@ -87,43 +88,76 @@ pub(super) async fn observe(
         return Ok(Err(reason));
     }
     let demands = demands(context, worker, &queues, &desk.workers).await;
-    Ok(Ok(World { queues, brokers, demands, deployment, config_map }))
+    Ok(Ok(World { queues, missing, brokers, demands, deployment, config_map }))
 }
 
-/// The Worker's queues, or what is missing.
-fn queues(
-    context: &Context,
-    worker: &Worker,
-    namespace: &str,
-) -> Result<std::result::Result<Vec<BoundQueue>, Reason>> {
-    let mut bound = Vec::new();
-    for reference in &worker.spec.queues {
-        let name = &reference.name;
-        let Some(queue) = context.lookup.queue(namespace, name) else {
-            let message = format!("there is no Queue {name:?} in this namespace");
-            return Ok(Err(Reason::unknown("WaitingForQueue", message)));
-        };
-        let broker = queue.spec.broker_ref.name.clone();
-        let Some(found) = context.lookup.broker(namespace, &broker) else {
-            let message =
-                format!("there is no Broker {broker:?}, which Queue {name:?} is on, in this namespace");
-            return Ok(Err(Reason::unknown("WaitingForBroker", message)));
-        };
-        let Some(url) = found.status.as_ref().and_then(|status| status.url.clone()) else {
-            let message = format!("Broker {broker:?}, which Queue {name:?} is on, has no address yet");
-            return Ok(Err(Reason::unknown("WaitingForBroker", message)));
-        };
-        bound.push(BoundQueue {
-            physical: crate::queue::physical_name(&context.settings.installation, namespace, name)?,
-            name: name.clone(),
-            weight: reference.weight,
-            queue,
-            tokens: tokens_of(&found),
-            broker,
-            url,
-        });
+/// The Brokers of `queues`, each once, in order. Those in `mounted`, which the pods have, stay while they are there: that a
+/// Queue is missing for a while rolls no pods.
+fn brokers(
+    queues: &[BoundQueue],
+    mounted: Vec<BrokerTokens>,
+    is_there: impl Fn(&str) -> bool,
+) -> Vec<BrokerTokens> {
+    let bound =
+        |queue: &BoundQueue| BrokerTokens { broker: queue.broker.clone(), tokens: queue.tokens.clone() };
+    let mut brokers: Vec<_> = queues.iter().map(bound).collect();
+    for kept in mounted {
+        if is_there(&kept.broker) && !brokers.iter().any(|bound| bound.broker == kept.broker) {
+            brokers.push(kept);
+        }
     }
-    Ok(Ok(bound))
+    brokers.sort_by(|one, other| one.broker.cmp(&other.broker));
+    brokers.dedup();
+    brokers
+}
+
+/// All that is missing in one reason: that of the first, and what each of them says.
+fn combined(missing: &[Reason]) -> Option<Reason> {
+    let first = missing.first()?;
+    let messages: Vec<_> = missing.iter().map(|reason| reason.message.as_str()).collect();
+    Some(Reason { message: messages.join("; "), ..first.clone() })
+}
+
+/// The Worker's queues that it can work on, and what is missing for the others.
+fn queues(context: &Context, worker: &Worker, namespace: &str) -> Result<(Vec<BoundQueue>, Vec<Reason>)> {
+    let (mut queues, mut missing) = (Vec::new(), Vec::new());
+    for reference in &worker.spec.queues {
+        match bound(context, reference, namespace)? {
+            Ok(queue) => queues.push(queue),
+            Err(reason) => missing.push(reason),
+        }
+    }
+    Ok((queues, missing))
+}
+
+fn bound(
+    context: &Context,
+    reference: &WorkerQueue,
+    namespace: &str,
+) -> Result<std::result::Result<BoundQueue, Reason>> {
+    let name = &reference.name;
+    let Some(queue) = context.lookup.queue(namespace, name) else {
+        let message = format!("there is no Queue {name:?} in this namespace");
+        return Ok(Err(Reason::unknown("WaitingForQueue", message)));
+    };
+    let broker = queue.spec.broker_ref.name.clone();
+    let Some(found) = context.lookup.broker(namespace, &broker) else {
+        let message = format!("there is no Broker {broker:?}, which Queue {name:?} is on, in this namespace");
+        return Ok(Err(Reason::unknown("WaitingForBroker", message)));
+    };
+    let Some(url) = found.status.as_ref().and_then(|status| status.url.clone()) else {
+        let message = format!("Broker {broker:?}, which Queue {name:?} is on, has no address yet");
+        return Ok(Err(Reason::unknown("WaitingForBroker", message)));
+    };
+    Ok(Ok(BoundQueue {
+        physical: crate::queue::physical_name(&context.settings.installation, namespace, name)?,
+        name: name.clone(),
+        weight: reference.weight,
+        queue,
+        tokens: tokens_of(&found),
+        broker,
+        url,
+    }))
 }
 
 /// An object as the watch saw it last. That the watch hasn't seen it means nothing: it may be younger than that.
@@ -262,6 +296,31 @@ mod tests {
         assert_eq!(share(&pinned, "emails", std::slice::from_ref(&pinned)), 1000);
         // The watch of Workers may be behind.
         assert_eq!(share(&small, "emails", &[]), 1000);
+    }
+
+    #[test]
+    fn a_queue_that_is_missing_rolls_no_pods() {
+        let queues = [fixture::bound("emails", 1, &json!({}))];
+        let mounted = || vec![fixture::tokens("default"), fixture::tokens("gone"), fixture::tokens("other")];
+        let names = |brokers: Vec<BrokerTokens>| -> Vec<String> {
+            brokers.into_iter().map(|broker| broker.broker).collect()
+        };
+        assert_eq!(names(brokers(&queues, mounted(), |broker| broker != "gone")), ["default", "other"]);
+        // The Secret of a Broker that is gone can't be mounted any more.
+        assert_eq!(names(brokers(&queues, mounted(), |_| false)), ["default"]);
+        assert_eq!(names(brokers(&queues, Vec::new(), |_| true)), ["default"]);
+    }
+
+    #[test]
+    fn all_that_is_missing_is_named() {
+        let missing = [
+            Reason::unknown("WaitingForQueue", "there is no Queue \"a\""),
+            Reason::unknown("WaitingForBroker", "there is no Broker \"b\""),
+        ];
+        let all = combined(&missing).unwrap();
+        assert_eq!(all.reason, "WaitingForQueue");
+        assert_eq!(all.message, "there is no Queue \"a\"; there is no Broker \"b\"");
+        assert_eq!(combined(&[]), None);
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub(super) struct Status {
     pub(super) in_flight: u32,
     #[serde(default)]
     pub(super) unsettled: u32,
+    /// Whether it knows that it shall claim nothing more, if it speaks of that.
+    #[serde(default)]
+    pub(super) victim: Option<bool>,
     #[serde(default)]
     pub(super) faults: Faults,
 }
@@ -156,7 +159,7 @@ async fn ask(asker: &Asker, url: &str) -> Option<Status> {
 }
 
 /// Tells the controller of the pods whom to take first. A pod that can't be told keeps what it cost.
-pub(super) async fn mark(context: &Context, namespace: &str, costs: &[(&str, i32)]) {
+pub(super) async fn mark(context: &Context, namespace: &str, costs: &[(String, i32)]) {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let api = &api;
     stream::iter(costs)
@@ -194,7 +197,7 @@ mod tests {
             "hold":"paused","draining":"running","victim":false,"brokers":[],"policy":{"loaded":true},
             "faults":{"routable":false,"authorized":true,"message":"the app has no route"}}"#;
         let status: Status = serde_json::from_str(text).unwrap();
-        assert_eq!((status.in_flight, status.unsettled), (3, 1));
+        assert_eq!((status.in_flight, status.unsettled, status.victim), (3, 1, Some(false)));
         assert_eq!((status.faults.routable, status.faults.authorized), (Some(false), Some(true)));
         // A sidecar of another version may know less, but not whether it is busy.
         assert!(serde_json::from_str::<Status>(r#"{"inFlight":0}"#).is_ok());

@@ -1,17 +1,26 @@
 //! The policy file of a Worker's sidecars. Pure.
 
-use super::{inject::token_files, observe::BoundQueue};
+use super::{
+    inject::{handler, token_files},
+    observe::BoundQueue,
+};
 use longshore_crds::{Queue, WorkerSpec, condition};
-use longshore_drivers::policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy};
+use longshore_drivers::policy::{BrokerAccess, QueuePolicy, RetryPolicy, WorkerPolicy};
 
-/// The policy that the sidecars of this Worker keep to.
+/// The policy that the sidecars of this Worker keep to. `kept` is the one whose handler and drain timeout stay, because the
+/// pods that belong to the new ones are refused: sidecars that are told neither by their pod take them from here.
 pub(super) fn policy(
     namespace: &str,
     worker: &str,
     spec: &WorkerSpec,
     queues: &[BoundQueue],
     draining: Vec<String>,
+    kept: Option<WorkerPolicy>,
 ) -> WorkerPolicy {
+    let (handler, drain_timeout) = match kept {
+        Some(kept) => (kept.handler, kept.drain_timeout),
+        None => (handler(spec), spec.drain_timeout.get()),
+    };
     let mut brokers: Vec<BrokerAccess> = queues
         .iter()
         .map(|queue| BrokerAccess {
@@ -27,11 +36,8 @@ pub(super) fn policy(
         namespace: namespace.to_owned(),
         worker: worker.to_owned(),
         concurrency: spec.concurrency,
-        drain_timeout: spec.drain_timeout.get(),
-        handler: match &spec.handler.http {
-            Some(http) => Handler::Http { port: http.port, path: http.path.clone() },
-            None => Handler::Pull {},
-        },
+        drain_timeout,
+        handler,
         brokers,
         queues: queues.iter().map(queue).collect(),
         draining,
@@ -70,6 +76,7 @@ fn queue(bound: &BoundQueue) -> QueuePolicy {
 mod tests {
     use super::*;
     use crate::worker::fixture;
+    use longshore_drivers::policy::Handler;
     use serde_json::{Value, json};
 
     #[test]
@@ -80,7 +87,7 @@ mod tests {
             fixture::bound("emails", 3, &json!({ "timeout": "1m", "retry": { "maxAttempts": 7 } })),
             fixture::bound("images", 1, &json!({ "suspend": true })),
         ];
-        let policy = policy("shop", "mailer", &worker.spec, &queues, vec!["mailer-1".to_owned()]);
+        let policy = policy("shop", "mailer", &worker.spec, &queues, vec!["mailer-1".to_owned()], None);
         let retry = |attempts: u32| json!({ "maxAttempts": attempts, "initialMs": 1000, "multiplier": 2, "maxMs": 300_000, "jitterPercent": 10 });
         assert_eq!(
             serde_json::to_value(&policy).unwrap(),
@@ -114,8 +121,21 @@ mod tests {
     #[test]
     fn an_app_that_pulls_has_no_address() {
         let worker = fixture::worker(&json!({ "handler": { "pull": {} } }));
-        let policy = policy("shop", "mailer", &worker.spec, &[], Vec::new());
+        let policy = policy("shop", "mailer", &worker.spec, &[], Vec::new(), None);
         assert_eq!(policy.handler, Handler::Pull {});
+    }
+
+    #[test]
+    fn pods_whose_successors_are_refused_keep_their_handler_and_their_time() {
+        let of =
+            |spec: &Value, kept| policy("shop", "mailer", &fixture::worker(spec).spec, &[], Vec::new(), kept);
+        let before = of(&json!({ "drainTimeout": "10m" }), None);
+        let wanted =
+            json!({ "drainTimeout": "30m", "handler": { "http": { "port": 9090 } }, "concurrency": 3 });
+        let kept = of(&wanted, Some(before.clone()));
+        assert_eq!((&kept.handler, kept.drain_timeout), (&before.handler, before.drain_timeout));
+        assert_eq!(kept.concurrency, 3);
+        assert_ne!(of(&wanted, None).handler, before.handler);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub(super) struct Seeing<'a> {
     pub(super) proven: Option<String>,
     /// Why the template isn't used.
     pub(super) refusal: Option<Reason>,
+    /// What keeps some of the queues away.
+    pub(super) missing: Option<Reason>,
     pub(super) scaled_at: Option<Timestamp>,
 }
 
@@ -103,7 +105,18 @@ fn conditions(worker: &Worker, seeing: &Seeing<'_>) -> Vec<(&'static str, Reason
     all
 }
 
+/// Of two things that are wrong, the one that stops more.
 fn ready(seeing: &Seeing<'_>) -> Reason {
+    let pods = pods_ready(seeing);
+    match &seeing.missing {
+        Some(missing) if pods.status != "False" => {
+            Reason { message: format!("{}; {}", missing.message, pods.message), ..missing.clone() }
+        }
+        _ => pods,
+    }
+}
+
+fn pods_ready(seeing: &Seeing<'_>) -> Reason {
     if let Some(refusal) = &seeing.refusal {
         return refusal.clone();
     }
@@ -130,6 +143,9 @@ fn scaling(decision: &Decision) -> Reason {
             "BrokerUnreachable",
             format!("staying at {}: the depth of a queue is not known", decision.desired),
         ),
+        Basis::Incomplete => {
+            Reason::no("QueueMissing", format!("not below {}: {}", decision.desired, decision.why))
+        }
         Basis::Unproven => Reason::no(
             "NeverReady",
             "no pod of this template was ready yet: no more pods are started before one is",

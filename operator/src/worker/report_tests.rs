@@ -43,6 +43,7 @@ struct Case {
     pods: Vec<Seen>,
     proven: bool,
     refusal: Option<Reason>,
+    missing: Option<Reason>,
 }
 
 impl Default for Case {
@@ -56,6 +57,7 @@ impl Default for Case {
             pods: Vec::new(),
             proven: true,
             refusal: None,
+            missing: None,
         }
     }
 }
@@ -81,6 +83,7 @@ impl Case {
             revision: &pods.revision(),
             proven: self.proven.then(|| pods.revision()),
             refusal: self.refusal.clone(),
+            missing: self.missing.clone(),
             scaled_at: Some(at(50)),
         };
         status(&self.worker, &seeing, now)
@@ -185,11 +188,23 @@ fn scaling_tells_what_it_rests_on() {
         (Basis::Idle, ("True", "FollowingWork")),
         (Basis::Pinned, ("False", "Pinned")),
         (Basis::Unknown, ("False", "BrokerUnreachable")),
+        (Basis::Incomplete, ("False", "QueueMissing")),
         (Basis::Unproven, ("False", "NeverReady")),
     ] {
         let told = Case { basis, ..Case::default() }.told("ScalingActive").unwrap();
         assert_eq!((told.0.as_str(), told.1.as_str()), expected);
     }
+}
+
+#[test]
+fn a_missing_queue_is_named_unless_something_is_worse() {
+    let missing = || Some(Reason::unknown("WaitingForQueue", "there is no Queue \"images\""));
+    let told = Case { missing: missing(), ..Case::default() }.ready();
+    assert_eq!((told.0.as_str(), told.1.as_str()), ("Unknown", "WaitingForQueue"));
+    assert_eq!(told.2, "there is no Queue \"images\"; 3 pods are ready");
+    let worse =
+        Case { missing: missing(), refusal: Some(Reason::no("TemplateRefused", "no")), ..Case::default() };
+    assert_eq!(worse.ready().1, "TemplateRefused");
 }
 
 #[test]

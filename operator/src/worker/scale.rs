@@ -50,6 +50,10 @@ pub(super) struct Inputs {
     pub(super) recent_high: u32,
     /// A pod of the newest template was ready once.
     pub(super) proven: bool,
+    /// Jobs that run in this Worker's pods, as their sidecars say; `None` when not all of them told.
+    pub(super) running: Option<u64>,
+    /// A queue of this Worker isn't there. What it would demand is not known.
+    pub(super) incomplete: bool,
 }
 
 /// Why the number is what it is.
@@ -59,6 +63,8 @@ pub(super) enum Basis {
     Pinned,
     /// Some depth is not known.
     Unknown,
+    /// A queue isn't there: no fewer pods.
+    Incomplete,
     /// The newest template has never been ready.
     Unproven,
     /// The work says so.
@@ -81,6 +87,16 @@ pub(super) struct Decision {
 }
 
 impl Decision {
+    /// The same with more pods for now: those have yet to finish.
+    pub(super) fn held(mut self, replicas: u32) -> Self {
+        let more = replicas.saturating_sub(self.desired);
+        if more > 0 {
+            self.why = format!("{} ({more} more until they have finished)", self.why);
+            self.desired = replicas;
+        }
+        self
+    }
+
     /// The decision in one line.
     pub(super) fn message(&self) -> String {
         format!("desired {}: {}", self.desired, self.why)
@@ -103,6 +119,11 @@ pub(super) fn decide(inputs: &Inputs) -> Decision {
         return made(desired, Basis::Unknown, "the depth of a queue is not known".to_owned());
     }
     let why = load.tell(inputs);
+    if inputs.incomplete && wanted <= inputs.current {
+        let held = inputs.current.clamp(inputs.min, inputs.most());
+        let desired = held.min(inputs.provable(held));
+        return made(desired, Basis::Incomplete, "a queue is missing, so there may be more to do".to_owned());
+    }
     if wanted > inputs.current {
         let provable = inputs.provable(wanted);
         if provable < wanted {
@@ -124,7 +145,8 @@ pub(super) fn decide(inputs: &Inputs) -> Decision {
 }
 
 impl Inputs {
-    fn most(&self) -> u32 {
+    /// The most that the user allows.
+    pub(super) fn most(&self) -> u32 {
         self.max.max(self.min)
     }
 
@@ -161,13 +183,21 @@ impl Load {
         let mut load = Self::default();
         // What runs beyond the slots of this Worker runs elsewhere, or in pods that are on their way out.
         let mut slots = u64::from(inputs.current).saturating_mul(inputs.slots());
+        let all_active =
+            inputs.demands.iter().filter_map(|demand| demand.active).fold(0, u64::saturating_add);
+        // Not more than the brokers count: what was claimed after they counted is among what they count as waiting.
+        let own = inputs.running.map(|running| running.min(all_active));
         for demand in &inputs.demands {
             let (Some(ready), Some(active)) = (demand.ready, demand.active) else {
                 load.unknown = true;
                 continue;
             };
-            let active = demand.part(active).min(slots);
-            slots -= active;
+            // Sidecars know what runs here; a share of what runs anywhere is a guess.
+            let active = match own {
+                Some(own) => proportion(active, own, all_active).min(own - load.active),
+                None => demand.part(active).min(slots),
+            };
+            slots = slots.saturating_sub(active);
             let ready = if demand.suspended { 0 } else { demand.part(ready) };
             let service = demand.service_time.unwrap_or(inputs.target / ASSUMED_PART);
             // What runs takes its slot for as long as it runs, but not beyond the time that is planned for.
@@ -221,6 +251,13 @@ impl Demand {
     }
 }
 
+/// The part of `count` that is `of` in `all`, rounded up.
+fn proportion(of: u64, count: u64, all: u64) -> u64 {
+    let part = (u128::from(of) * u128::from(count)).checked_div(u128::from(all)).unwrap_or(0);
+    let rounded = part + u128::from(part * u128::from(all) < u128::from(of) * u128::from(count));
+    u64::try_from(rounded).unwrap_or(u64::MAX)
+}
+
 fn slot_millis(jobs: u64, each: Duration) -> u128 {
     u128::from(jobs).saturating_mul(each.as_millis().max(1))
 }
@@ -252,6 +289,16 @@ mod tests {
         short jobs that run make room for what waits           | ready=10 active=10 current=1 service=100               | 1 Work
         what runs in pods on their way out is not ours         | active=30                                              | 0 Idle
         what runs beyond our slots is not ours                 | active=30 current=1 service=1                          | 1 Work
+        what runs in our own pods, whatever the share          | active=10 share=500 own=10 current=10 service=3600000  | 1 Work
+        what runs in another Worker's pods                     | active=10 share=500 own=0 current=1 idle=60            | 0 Idle
+        what runs here keeps its pods, whatever the share      | active=25 share=1 own=25 current=3 service=1           | 3 Work
+        what was claimed after the brokers counted waits still  | ready=10 own=10 current=1 service=3600000              | 1 Work
+        what two queues run here                               | active=9 + active=9 own=18 current=2 service=1         | 2 Work
+        what waits is shared, what runs is ours                | ready=20 active=30 share=500 own=10 current=1 service=3600000 | 2 Work
+        a queue is missing: no fewer pods                      | current=7 idle=9999 incomplete                         | 7 Incomplete
+        a queue is missing: more pods for the others           | ready=3000 service=1000 current=2 incomplete           | 10 Work
+        a queue is missing: a lower maximum holds              | current=30 incomplete                                  | 20 Incomplete
+        a queue is missing: a pin holds                        | current=7 pinned=1 incomplete                          | 1 Pinned
         half of the queue                                      | ready=3000 service=1000 share=500                      | 5 Work
         a small part of one job is a job                       | ready=1 share=1                                        | 1 Work
         a Worker without capacity has no part                  | ready=1000 share=0                                     | 0 Idle
@@ -323,6 +370,8 @@ mod tests {
             idle_for: Duration::ZERO,
             recent_high: 0,
             proven: true,
+            running: None,
+            incomplete: false,
         };
         for word in given.split_whitespace() {
             let (key, value) = word.split_once('=').unwrap_or((word, "0"));
@@ -351,6 +400,8 @@ mod tests {
                 "timeout" => it.idle_timeout = seconds,
                 "idle" => it.idle_for = seconds,
                 "unproven" => it.proven = false,
+                "own" => it.running = Some(whole()),
+                "incomplete" => it.incomplete = true,
                 other => panic!("{other}"),
             }
         }
@@ -389,6 +440,15 @@ mod tests {
             unproven.starts_with("desired 1: no pod of this template was ready yet; then 10:"),
             "{unproven}"
         );
+    }
+
+    #[test]
+    fn pods_that_have_yet_to_finish_are_told_of() {
+        let decision = decide(&inputs("active=12 own=12 current=3 service=3600000"));
+        let held = decision.clone().held(3);
+        assert_eq!((decision.desired, held.desired), (2, 3));
+        assert!(held.message().ends_with("(1 more until they have finished)"), "{}", held.message());
+        assert_eq!(decision.clone().held(2), decision);
     }
 
     #[test]
