@@ -67,6 +67,24 @@ pub struct QueueSpec {
     pub adopt: bool,
 }
 
+impl QueueSpec {
+    /// A Queue on `broker` with all defaults.
+    pub fn on(broker: impl Into<String>) -> Self {
+        Self {
+            broker_ref: BrokerRef { kind: BrokerKind::Broker, name: broker.into() },
+            lease: seconds_30(),
+            timeout: seconds_30(),
+            retry: Retry::default(),
+            max_deliveries: ten(),
+            max_depth: million(),
+            retention: Retention::default(),
+            deletion_policy: DeletionPolicy::default(),
+            suspend: false,
+            adopt: false,
+        }
+    }
+}
+
 fn seconds_30() -> Duration {
     literal("30s")
 }
@@ -236,6 +254,33 @@ pub struct EffectivePolicy {
     pub physical_name: String,
     /// The largest payload that the broker takes, in bytes.
     pub max_payload_bytes: u64,
+    /// The policy that holds, value by value.
+    #[serde(default)]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub values: Vec<EffectiveValue>,
+}
+
+/// A value of the policy and where it comes from.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveValue {
+    /// The field, as in the spec.
+    pub name: String,
+    /// The value, as text.
+    pub value: String,
+    /// Where it comes from.
+    pub source: ValueSource,
+}
+
+/// Where a value comes from.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ValueSource {
+    /// The spec says something else than the default.
+    Spec,
+    /// It is the default.
+    Default,
+    /// The broker decides it.
+    Broker,
 }
 
 /// How many jobs stand where.

@@ -2,10 +2,11 @@
 //!
 //! The Broker's controller opens and renews them; everybody else only takes them.
 
-use longshore_drivers::DynDriver;
+use longshore_drivers::{DynDriver, Error, ErrorKind};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -65,5 +66,28 @@ impl Connections {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<BrokerKey, Connection>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Calls a broker, but doesn't wait longer than `limit`: one that takes connections and never answers must hold nobody up.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Timeout, format!("the broker did not answer within {limit:?}")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_broker_that_never_answers_is_not_waited_for() {
+        let limit = Duration::from_millis(10);
+        let silent = within(limit, std::future::pending::<Result<(), Error>>()).await.unwrap_err();
+        assert_eq!(silent.kind, ErrorKind::Timeout);
+        assert_eq!(within(limit, std::future::ready(Ok(7))).await.unwrap(), 7);
     }
 }

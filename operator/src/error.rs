@@ -88,6 +88,20 @@ impl Error {
         }
     }
 
+    /// The API server's words, if it said that it will not take this.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let Self::Api { source, .. } = self else {
+            return None;
+        };
+        let kube::Error::Api(status) = source.as_ref() else {
+            return None;
+        };
+        let by_admission = status.code == 403
+            && (status.message.contains("admission") || status.message.contains("denied the request"));
+        let untyped = status.code == 500 && status.message.contains("failed to create typed patch object");
+        (matches!(status.code, 400 | 422) || by_admission || untyped).then(|| status.message.clone())
+    }
+
     /// Whether the API server said that the object changed meanwhile.
     pub(crate) fn is_conflict(&self) -> bool {
         self.category() == "Conflict"

@@ -37,7 +37,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// What has to be there before the replica is ready. Leading is no part of it: a standby does all that it has to.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Readiness(Arc<Mutex<BTreeMap<&'static str, Check>>>);
+pub(crate) struct Readiness(Arc<Mutex<BTreeMap<String, Check>>>);
 
 #[derive(Debug)]
 struct Check {
@@ -47,9 +47,9 @@ struct Check {
 
 impl Readiness {
     /// Says how `name` stands; `detail` tells people what is waited for.
-    pub(crate) fn set(&self, name: &'static str, ready: bool, detail: impl Into<String>) {
+    pub(crate) fn set(&self, name: impl Into<String>, ready: bool, detail: impl Into<String>) {
         let detail = detail.into();
-        self.checks().insert(name, Check { ready, detail });
+        self.checks().insert(name.into(), Check { ready, detail });
     }
 
     /// Whether all checks passed, and a line for each. Before the first one stands, nothing is known to be there.
@@ -67,7 +67,7 @@ impl Readiness {
         (checks.values().all(|check| check.ready), text)
     }
 
-    fn checks(&self) -> MutexGuard<'_, BTreeMap<&'static str, Check>> {
+    fn checks(&self) -> MutexGuard<'_, BTreeMap<String, Check>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

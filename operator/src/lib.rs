@@ -18,6 +18,8 @@ mod metrics;
 mod queue;
 mod reporting;
 mod run;
+mod seat;
+mod trouble;
 mod wake;
 mod worker;
 mod workflows;

@@ -5,6 +5,7 @@ use crate::{
     error::{Error, Result},
 };
 use futures::FutureExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Resource, ResourceExt,
     runtime::{
@@ -48,6 +49,33 @@ where
     let wait = if error.is_conflict() { Duration::from_millis(50) } else { context.backoff.failed(&key) };
     tracing::warn!(object = %key, category = error.category(), error = %error.chain(), retry_in = ?wait, "reconciliation failed");
     Action::requeue(wait)
+}
+
+/// Numbers alone are written this often at most.
+pub(crate) const WRITE_EVERY: Duration = Duration::from_secs(10);
+
+/// What to do about a status that is not the one that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writing {
+    Nothing,
+    Now,
+    /// Numbers alone wait their turn.
+    In(Duration),
+}
+
+/// Whether a status that has changed, in more than numbers or not, is written now. `since` tells how long ago the last
+/// write was.
+pub(crate) fn writing(changed: bool, essentially: bool, since: Option<Duration>) -> Writing {
+    match since {
+        _ if !changed => Writing::Nothing,
+        Some(since) if !essentially && since < WRITE_EVERY => Writing::In(WRITE_EVERY.saturating_sub(since)),
+        _ => Writing::Now,
+    }
+}
+
+/// A condition without its words.
+pub(crate) fn quiet(condition: &Condition) -> Condition {
+    Condition { message: String::new(), ..condition.clone() }
 }
 
 /// Kind, namespace and name of an object.

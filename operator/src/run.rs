@@ -133,7 +133,6 @@ async fn lead(
         client,
         settings,
     });
-    broker::create_default(&context).await;
     let mut controllers = Vec::new();
     for scope in scopes {
         let (context, stop) = (context.clone(), stop.clone());
@@ -142,6 +141,7 @@ async fn lead(
         controllers.push(tokio::spawn(worker::run(scope.clone(), context.clone(), stop.clone())));
         controllers.push(tokio::spawn(workflows::run(scope, context, stop)));
     }
+    controllers.push(tokio::spawn(broker::create_default(context.clone(), stop.clone())));
     controllers.push(tokio::spawn(wake::run(context.clone(), stop.clone())));
     controllers.push(tokio::spawn(workflows::read_completions(context.clone(), stop.clone())));
     stop.cancelled().await;

@@ -17,7 +17,7 @@ pub(super) const CURRENT: &str = "current";
 pub(super) const PREVIOUS: &str = "previous";
 
 /// The name of the StatefulSet and the Service. Its pods carry a label made of it and eleven more characters.
-fn name(broker: &Broker) -> String {
+pub(super) fn name(broker: &Broker) -> String {
     child_name(&broker.name_any(), "-broker", 52)
 }
 
@@ -89,6 +89,8 @@ pub(super) fn stateful_set(broker: &Broker, embedded: &EmbeddedBroker, settings:
     let mut spec = json!({
         "serviceName": name(broker),
         "replicas": 1,
+        // The jobs outlive the Broker: deleting its claim is somebody's own decision.
+        "persistentVolumeClaimRetentionPolicy": { "whenDeleted": "Retain", "whenScaled": "Retain" },
         "selector": { "matchLabels": selector(broker) },
         "template": {
             "metadata": { "labels": labels(broker) },
@@ -186,4 +188,20 @@ fn container(settings: &Settings) -> Value {
             { "name": "token", "mountPath": tokens, "readOnly": true },
         ],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_outlive_their_broker() {
+        let mut broker = Broker::new("default", longshore_crds::BrokerSpec::embedded());
+        broker.metadata.uid = Some("1".to_owned());
+        let embedded = broker.spec.embedded.clone().unwrap();
+        let settings = crate::worker::fixture::settings("sidecar");
+        let set = stateful_set(&broker, &embedded, &settings).unwrap();
+        let kept = json!({ "whenDeleted": "Retain", "whenScaled": "Retain" });
+        assert_eq!(set["spec"]["persistentVolumeClaimRetentionPolicy"], kept);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{build::url, token::Tokens};
 use crate::{
-    connections::{Connection, Connections},
+    connections::{Connection, Connections, within},
     context::Context,
 };
 use kube::ResourceExt;
@@ -13,19 +13,22 @@ use std::{sync::Arc, time::Duration};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the broker who it is, and keeps the connection it was asked over.
+/// Asks the broker who it is, and keeps the connection it was asked over. Also tells whether the current token let it in.
 pub(super) async fn probe(
     context: &Context,
     broker: &Broker,
     namespace: &str,
     tokens: &Tokens,
-) -> Result<Probe, Error> {
+) -> (Result<Probe, Error>, bool) {
     let first = probe_with(context, broker, namespace, &tokens.current).await;
     match (&first, &tokens.previous) {
         (Err(error), Some(previous)) if error.kind == ErrorKind::Unauthorized => {
-            probe_with(context, broker, namespace, previous).await
+            (probe_with(context, broker, namespace, previous).await, false)
         }
-        _ => first,
+        _ => {
+            let current = first.is_ok();
+            (first, current)
+        }
     }
 }
 
@@ -72,10 +75,4 @@ fn fingerprint(url: &str, token: &str) -> String {
     let hash = Sha256::digest(token.as_bytes());
     let tag: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("{url}#{tag}")
-}
-
-async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Timeout, format!("the broker did not answer within {limit:?}")))
-    })
 }

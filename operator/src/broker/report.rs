@@ -9,8 +9,16 @@ use longshore_drivers::Probe;
 pub(super) enum Seen {
     /// It can't be asked: something that the spec names isn't there.
     Missing(Reason),
-    /// It was asked. `pods` are those that are ready, where they are ours.
-    Asked { answer: std::result::Result<Probe, longshore_drivers::Error>, pods: Option<i32> },
+    /// It was asked.
+    Asked {
+        answer: std::result::Result<Probe, longshore_drivers::Error>,
+        /// Pods that are ready, where they are ours.
+        pods: Option<i32>,
+        /// Why none is.
+        trouble: Option<String>,
+        /// The API server doesn't take what it is to consist of.
+        fault: Option<Reason>,
+    },
 }
 
 /// The status that what was seen amounts to.
@@ -19,11 +27,12 @@ pub(super) fn status(broker: &Broker, seen: &Seen, now: Timestamp) -> BrokerStat
     let mut status = broker.status.clone().unwrap_or_default();
     status.observed_generation = generation;
     status.url = Some(url(broker));
-    let ready = ready(seen, status.backend_id.as_deref());
+    let ready = ready(seen);
     if let Seen::Asked { answer: Ok(probe), .. } = seen {
         status.backend = Some(probe.backend.clone());
         status.version = Some(probe.version.clone());
-        status.backend_id.get_or_insert_with(|| probe.backend_id.clone());
+        // Queues know by themselves what they were declared on, and stand still if it is something else.
+        status.backend_id = Some(probe.backend_id.clone());
         status.capabilities = serde_json::to_value(&probe.capabilities).ok();
     }
     set_condition(&mut status.conditions, condition::READY, ready, generation, now);
@@ -31,21 +40,24 @@ pub(super) fn status(broker: &Broker, seen: &Seen, now: Timestamp) -> BrokerStat
     status
 }
 
-fn ready(seen: &Seen, known: Option<&str>) -> Reason {
+/// What to tell when the broker holds other data than it did before.
+pub(super) fn changed_backend(broker: &Broker, next: &BrokerStatus) -> Option<String> {
+    let known = broker.status.as_ref()?.backend_id.as_ref()?;
+    let found = next.backend_id.as_ref().filter(|found| *found != known)?;
+    Some(format!(
+        "the data is not what it was ({found} instead of {known}): its queues stand still until they adopt it"
+    ))
+}
+
+fn ready(seen: &Seen) -> Reason {
     match seen {
-        Seen::Missing(reason) => reason.clone(),
-        Seen::Asked { answer: Ok(probe), .. } => match known {
-            Some(known) if known != probe.backend_id => Reason::no(
-                "BackendChanged",
-                format!(
-                    "the data is not what it was ({} instead of {known}): queues stand still until they adopt it",
-                    probe.backend_id
-                ),
-            ),
-            _ => Reason::yes("Connected", format!("{} {} answers", probe.backend, probe.version)),
-        },
-        Seen::Asked { answer: Err(_), pods: Some(0) } => {
-            Reason::unknown("WaitingForPod", "the broker's pod is not ready yet")
+        Seen::Missing(reason) | Seen::Asked { fault: Some(reason), .. } => reason.clone(),
+        Seen::Asked { answer: Ok(probe), .. } => {
+            Reason::yes("Connected", format!("{} {} answers", probe.backend, probe.version))
+        }
+        Seen::Asked { answer: Err(_), pods: Some(0), trouble, .. } => {
+            let trouble = trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
+            Reason::unknown("WaitingForPod", format!("the broker's pod is not ready yet{trouble}"))
         }
         Seen::Asked { answer: Err(error), .. } => Reason::no("Unreachable", error.to_string()),
     }
@@ -102,11 +114,12 @@ mod tests {
             backend_id: id.to_owned(),
             capabilities,
         };
-        Seen::Asked { answer: Ok(probe), pods: None }
+        Seen::Asked { answer: Ok(probe), pods: None, trouble: None, fault: None }
     }
 
     fn silence(pods: Option<i32>) -> Seen {
-        Seen::Asked { answer: Err(Error::new(ErrorKind::Unavailable, "nobody is there")), pods }
+        let answer = Err(Error::new(ErrorKind::Unavailable, "nobody is there"));
+        Seen::Asked { answer, pods, trouble: None, fault: None }
     }
 
     /// Status and reason of the conditions Ready and Durable.
@@ -135,19 +148,48 @@ mod tests {
                 json!({ "embedded": { "ephemeral": true } }),
                 Some("a"),
                 answer("b", false),
-                ("False", "BackendChanged"),
+                ("True", "Connected"),
                 ("False", "Ephemeral"),
             ),
             (elsewhere(), None, missing(), ("Unknown", "WaitingForSecret"), ("Unknown", "NotAsked")),
             (elsewhere(), None, silence(None), ("False", "Unreachable"), ("Unknown", "NotAsked")),
             (elsewhere(), Some("a"), answer("a", true), ("True", "Connected"), ("True", "Reported")),
-            (elsewhere(), Some("a"), answer("b", true), ("False", "BackendChanged"), ("True", "Reported")),
             (elsewhere(), None, answer("a", false), ("True", "Connected"), ("False", "Reported")),
         ] {
             let said = says(&broker(&spec, known), &seen);
             let pair = |(status, reason): (&str, &str)| (status.to_owned(), reason.to_owned());
             assert_eq!(said, [pair(ready), pair(durable)], "{spec}");
         }
+    }
+
+    #[test]
+    fn other_data_is_told_once_and_taken_as_it_is() {
+        let spec = json!({ "embedded": {} });
+        let before = broker(&spec, Some("a"));
+        let next = status(&before, &answer("b", true), Timestamp::UNIX_EPOCH);
+        assert_eq!(next.backend_id.as_deref(), Some("b"));
+        assert!(changed_backend(&before, &next).unwrap().contains("b instead of a"));
+        assert_eq!(changed_backend(&broker(&spec, Some("b")), &next), None);
+        assert_eq!(changed_backend(&broker(&spec, None), &next), None);
+        let silent = status(&before, &silence(Some(0)), Timestamp::UNIX_EPOCH);
+        assert_eq!(silent.backend_id.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_told() {
+        let broker = broker(&json!({ "embedded": {} }), None);
+        let told = |trouble: Option<&str>, fault: Option<Reason>| {
+            let answer = Err(Error::new(ErrorKind::Unavailable, "nobody is there"));
+            let seen = Seen::Asked { answer, pods: Some(0), trouble: trouble.map(str::to_owned), fault };
+            let ready = ready(&seen);
+            (ready.reason, ready.message)
+        };
+        let (reason, message) = told(Some("pod default-broker-0 is not scheduled: no volume"), None);
+        assert_eq!(reason, "WaitingForPod");
+        assert!(message.ends_with("is not ready yet: pod default-broker-0 is not scheduled: no volume"));
+        let refused = told(None, Some(Reason::no("ObjectRefused", "the size can't change")));
+        assert_eq!(refused, ("ObjectRefused".to_owned(), "the size can't change".to_owned()));
+        assert_eq!(says(&broker, &silence(Some(0)))[0].1, "WaitingForPod");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{
     apply::{FIELD_MANAGER, owner},
     context::Context,
     error::{Error, Result},
+    seat,
 };
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -21,6 +22,16 @@ pub(super) struct Tokens {
     pub(super) current: String,
     /// The one before: after a rotation the broker's pod needs up to a minute to see the new one.
     pub(super) previous: Option<String>,
+    /// The rotation that the spec asks for. It waits until the broker takes the current token: of three tokens only two are
+    /// valid, and a pod sees a new one up to a minute late.
+    pub(super) owed: Option<Rotation>,
+}
+
+/// A rotation that has to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rotation {
+    resource_version: Option<String>,
+    revision: i64,
 }
 
 /// The token that the user's Secret holds, or what is missing.
@@ -37,42 +48,61 @@ pub(super) async fn read(
         return Ok(Err(missing(format!("there is no Secret {name:?} in this namespace"))));
     };
     Ok(match value(&secret, key) {
-        Some(current) if !current.trim().is_empty() => Ok(Tokens { current, previous: None }),
+        Some(current) if !current.trim().is_empty() => Ok(Tokens { current, previous: None, owed: None }),
         _ => Err(missing(format!("Secret {name:?} has no text under the key {key:?}"))),
     })
 }
 
-/// The tokens to use now. Makes the Secret, or rotates it when the revision in the spec moved on.
+/// The tokens to use now, or why there are none. Makes the Secret.
 pub(super) async fn ensure(
     context: &Context,
     broker: &Broker,
     namespace: &str,
     revision: i64,
-) -> Result<Tokens> {
+) -> Result<std::result::Result<Tokens, Reason>> {
     let name = token_secret_name(&broker.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let found = api.get_opt(&name).await.map_err(Error::api(format!("get Secret {name:?}")))?;
+    if let Some(reason) = seat::claim(broker, label::BROKER, found.as_ref()).into_reason() {
+        return Ok(Err(reason));
+    }
     let Some(secret) = found else {
-        return create(&api, broker, namespace, &name, revision).await;
+        return create(&api, broker, namespace, &name, revision).await.map(Ok);
     };
     let current = value(&secret, CURRENT).ok_or(Error::Incomplete("key `current` in its token Secret"))?;
     let written = secret.annotations().get(annotation::TOKEN_REVISION).and_then(|text| text.parse().ok());
-    if written == Some(revision) {
-        return Ok(Tokens { current, previous: value(&secret, PREVIOUS) });
-    }
-    let next = random_token();
+    let owed = is_owed(written, revision)
+        .then(|| Rotation { resource_version: secret.resource_version(), revision });
+    Ok(Ok(Tokens { current, previous: value(&secret, PREVIOUS), owed }))
+}
+
+/// Whether a token of `written` is too old. Going back to a lower revision makes none.
+fn is_owed(written: Option<i64>, revision: i64) -> bool {
+    written.is_none_or(|written| written < revision)
+}
+
+/// Makes a new token; the broker has just taken `current`, which becomes the one before.
+pub(super) async fn rotate(
+    context: &Context,
+    broker: &Broker,
+    namespace: &str,
+    current: &str,
+    rotation: &Rotation,
+) -> Result<()> {
+    let name = token_secret_name(&broker.name_any());
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let patch = json!({
         "metadata": {
-            "resourceVersion": secret.resource_version(),
-            "annotations": { annotation::TOKEN_REVISION: revision.to_string() },
+            "resourceVersion": rotation.resource_version,
+            "annotations": { annotation::TOKEN_REVISION: rotation.revision.to_string() },
         },
-        "stringData": { CURRENT: next, PREVIOUS: current },
+        "stringData": { CURRENT: random_token(), PREVIOUS: current },
     });
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(&name, &parameters, &Patch::Merge(&patch))
         .await
         .map_err(Error::api(format!("rotate Secret {name:?}")))?;
-    Ok(Tokens { current: next, previous: Some(current) })
+    Ok(())
 }
 
 async fn create(
@@ -101,7 +131,7 @@ async fn create(
         .map_err(|source| Error::Encode { what: "token Secret".to_owned(), source })?;
     let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     api.create(&parameters, &secret).await.map_err(Error::api(format!("create Secret {name:?}")))?;
-    Ok(Tokens { current: token, previous: None })
+    Ok(Tokens { current: token, previous: None, owed: None })
 }
 
 fn value(secret: &Secret, key: &str) -> Option<String> {
@@ -112,4 +142,18 @@ fn value(secret: &Secret, key: &str) -> Option<String> {
 /// 244 random bits in hexadecimal.
 fn random_token() -> String {
     format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_owed;
+
+    #[test]
+    fn tokens_are_rotated_upward_only() {
+        for (written, revision, owed) in
+            [(Some(1), 1, false), (Some(1), 2, true), (Some(3), 2, false), (None, 1, true)]
+        {
+            assert_eq!(is_owed(written, revision), owed, "{written:?} {revision}");
+        }
+    }
 }

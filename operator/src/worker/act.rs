@@ -157,7 +157,7 @@ async fn apply_deployment(
             Ok(stored)
         }
         Err(error) => {
-            let message = refusal(&error).ok_or(error)?;
+            let message = error.refusal().ok_or(error)?;
             memory.refused = Some(Refused { revision, message, at: plan.now });
             Ok(live())
         }
@@ -205,20 +205,6 @@ fn has_data(there: &ConfigMap, wanted: &Value) -> bool {
     })
 }
 
-/// The API server's words, if it said that it will not take this.
-fn refusal(error: &Error) -> Option<String> {
-    let Error::Api { source, .. } = error else {
-        return None;
-    };
-    let kube::Error::Api(status) = source.as_ref() else {
-        return None;
-    };
-    let by_admission = status.code == 403
-        && (status.message.contains("admission") || status.message.contains("denied the request"));
-    let untyped = status.code == 500 && status.message.contains("failed to create typed patch object");
-    (matches!(status.code, 400 | 422) || by_admission || untyped).then(|| status.message.clone())
-}
-
 async fn announce(context: &Context, plan: &Plan<'_>, current: u32) {
     let desired = plan.decision.desired;
     let reason = if desired > current { "ScaledUp" } else { "ScaledDown" };
@@ -255,9 +241,9 @@ mod tests {
             (409, "the object has been modified", false),
             (429, "too many requests", false),
         ] {
-            assert_eq!(refusal(&error(code, message)).is_some(), refused, "{code} {message}");
+            assert_eq!(error(code, message).refusal().is_some(), refused, "{code} {message}");
         }
-        assert_eq!(refusal(&Error::LeadershipLost), None);
+        assert_eq!(Error::LeadershipLost.refusal(), None);
     }
 
     #[test]

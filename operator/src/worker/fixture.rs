@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// The uid of the Worker of these tests.
-pub(super) const UID: &str = "8f6b2a0e-0000-4000-8000-000000000001";
+pub(crate) const UID: &str = "8f6b2a0e-0000-4000-8000-000000000001";
 
 /// The Worker `mailer` on the Queue `emails`, with fields of its spec in place of the usual ones.
-pub(super) fn worker(spec: &Value) -> Worker {
+pub(crate) fn worker(spec: &Value) -> Worker {
     let mut full = json!({
         "queues": [{ "name": "emails" }],
         "handler": { "http": { "port": 8080 } },
@@ -42,6 +42,7 @@ pub(super) fn bound(name: &str, weight: u32, policy: &Value) -> BoundQueue {
         "kind": "Queue",
         "metadata": { "name": name, "namespace": "shop" },
         "spec": spec,
+        "status": { "backendId": "data" },
     }))
     .unwrap();
     BoundQueue {
@@ -65,7 +66,7 @@ pub(super) fn tokens(broker: &str) -> BrokerTokens {
 }
 
 /// The settings of an operator that brings this sidecar.
-pub(super) fn settings(sidecar: &str) -> Settings {
+pub(crate) fn settings(sidecar: &str) -> Settings {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]

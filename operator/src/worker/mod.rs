@@ -3,7 +3,7 @@
 mod act;
 mod build;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod inject;
 mod memory;
 mod observe;
@@ -12,7 +12,6 @@ mod policy;
 mod report;
 mod rollout;
 mod scale;
-mod seat;
 mod validate;
 mod victims;
 
@@ -20,7 +19,7 @@ use crate::{
     apply::replace_status,
     context::{Context, Scope},
     error::{Error, Result},
-    reporting::{self, event, guarded},
+    reporting::{self, Writing, event, guarded},
 };
 use act::{Asking, Need, Plan, act, ask_pods};
 use build::Pods;
@@ -39,7 +38,7 @@ use kube::{
 use longshore_crds::{Broker, Queue, Reason, Worker, WorkerStatus, label};
 use memory::{Desk, Memory};
 use observe::{World, observe};
-use report::{Seeing, Writing};
+use report::Seeing;
 use scale::{Basis, DUE_SOON, Decision, Inputs};
 use std::{
     collections::{HashSet, hash_map::DefaultHasher},

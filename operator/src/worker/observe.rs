@@ -1,22 +1,17 @@
 //! What there is to know about a Worker before deciding anything.
 
-use super::{
-    Desk, build,
-    inject::BrokerTokens,
-    policy,
-    scale::Demand,
-    seat::{self, Claim},
-};
+use super::{Desk, build, inject::BrokerTokens, policy, scale::Demand};
 use crate::{
     broker::{TokenSecret, tokens_of},
     connections::Connection,
     context::Context,
     error::{Error, Result},
+    seat::{self, Claim},
 };
 use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
-use longshore_crds::{Queue, Reason, Worker, WorkerQueue};
+use longshore_crds::{Queue, Reason, Worker, WorkerQueue, label};
 use longshore_drivers::{QueueName, QueueStats, Timestamp};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, sync::Arc, time::Duration};
@@ -81,8 +76,8 @@ pub(super) async fn observe(
     let brokers = brokers(&queues, mounted, is_there);
     let config_map = live(context, &desk.config_maps, namespace, &build::policy_name(&name)).await?;
     let claims = [
-        seat::claim(worker, "Deployment", deployment.as_deref()),
-        seat::claim(worker, "ConfigMap", config_map.as_deref()),
+        seat::claim(worker, label::WORKER, deployment.as_deref()),
+        seat::claim(worker, label::WORKER, config_map.as_deref()),
     ];
     if let Some(reason) = claims.into_iter().find_map(Claim::into_reason) {
         return Ok(Err(reason));

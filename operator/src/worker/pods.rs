@@ -4,6 +4,7 @@ use super::inject::{ADMIN_PORT, SIDECAR};
 use crate::{
     context::Context,
     error::{Error, Result},
+    trouble::trouble,
 };
 use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -11,7 +12,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
     api::{ListParams, Patch, PatchParams},
@@ -116,28 +117,9 @@ fn seen(pod: &Pod, status: Option<Status>) -> Seen {
         name: pod.name_any(),
         ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         deletion_cost: cost.unwrap_or(0),
-        trouble: trouble(pod),
+        trouble: trouble(pod, SIDECAR),
         status,
     }
-}
-
-/// The first container that waits for something other than its turn.
-fn trouble(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let inits = status.init_container_statuses.iter().flatten();
-    let containers = inits.chain(status.container_statuses.iter().flatten());
-    let waits = |container: &ContainerStatus| {
-        let reason = container.state.as_ref()?.waiting.as_ref()?.reason.clone()?;
-        let normal = matches!(reason.as_str(), "PodInitializing" | "ContainerCreating");
-        (!normal).then(|| format!("container {} of pod {}: {reason}", container.name, pod.name_any()))
-    };
-    containers.clone().find_map(waits).or_else(|| {
-        // Between two restarts a container that keeps dying looks like one that starts.
-        let mut dying = containers.filter(|container| container.restart_count > 2 && !container.ready);
-        let container = dying.find(|container| container.name != SIDECAR)?;
-        let times = container.restart_count;
-        Some(format!("container {} of pod {} was restarted {times} times", container.name, pod.name_any()))
-    })
 }
 
 fn address(pod: &Pod) -> Option<(String, String)> {
@@ -187,10 +169,6 @@ mod tests {
         .unwrap()
     }
 
-    fn container(name: &str, restarts: i32, state: &Value) -> Value {
-        json!({ "name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state })
-    }
-
     #[test]
     fn the_answer_of_a_sidecar_is_understood() {
         let text = r#"{"podName":"mailer-1","version":"0.1.0","concurrency":10,"inFlight":3,"unsettled":1,"claiming":false,
@@ -202,21 +180,6 @@ mod tests {
         // A sidecar of another version may know less, but not whether it is busy.
         assert!(serde_json::from_str::<Status>(r#"{"inFlight":0}"#).is_ok());
         assert!(serde_json::from_str::<Status>("{}").is_err());
-    }
-
-    #[test]
-    fn a_pod_tells_why_it_does_not_run() {
-        let waiting = |reason: &str| json!({ "waiting": { "reason": reason } });
-        for (state, restarts, told) in [
-            (waiting("PodInitializing"), 0, None),
-            (waiting("ImagePullBackOff"), 0, Some("container app of pod mailer-1: ImagePullBackOff")),
-            (waiting("CrashLoopBackOff"), 5, Some("container app of pod mailer-1: CrashLoopBackOff")),
-            (json!({ "running": {} }), 3, Some("container app of pod mailer-1 was restarted 3 times")),
-            (json!({ "running": {} }), 1, None),
-        ] {
-            let pod = pod(&json!({ "containerStatuses": [container("app", restarts, &state)] }));
-            assert_eq!(seen(&pod, None).trouble.as_deref(), told, "{state}");
-        }
     }
 
     #[test]

@@ -44,12 +44,14 @@ pub(super) fn policy(
     }
 }
 
-/// Whether nothing of `queue` may be started: somebody said so, or its data turned out to be somebody else's.
+/// Whether nothing of `queue` may be started: somebody said so, it was never declared, so that nobody knows whose its data
+/// is, or that turned out to be somebody else's.
 pub(super) fn rests(queue: &Queue) -> bool {
     let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother");
     let conditions = queue.status.iter().flat_map(|status| &status.conditions);
     let mut ready = conditions.filter(|condition| condition.type_ == condition::READY);
-    queue.spec.suspend || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
+    let declared = queue.status.as_ref().is_some_and(|status| status.backend_id.is_some());
+    queue.spec.suspend || !declared || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
 }
 
 fn queue(bound: &BoundQueue) -> QueuePolicy {
@@ -145,10 +147,15 @@ mod tests {
             let spec: Value = json!({ "brokerRef": { "name": "default" } });
             serde_json::from_value(json!({
                 "apiVersion": "longshore.dev/v1alpha1", "kind": "Queue", "metadata": { "name": "q" },
-                "spec": spec, "status": { "conditions": [ready] },
+                "spec": spec, "status": { "conditions": [ready], "backendId": "a" },
             }))
             .unwrap()
         };
+        let mut new = with("Unknown", "WaitingForBroker");
+        new.status.as_mut().unwrap().backend_id = None;
+        assert!(rests(&new), "never declared");
+        new.status = None;
+        assert!(rests(&new), "not even looked at");
         assert!(rests(&with("False", "BackendChanged")));
         assert!(rests(&with("False", "OwnedByAnother")));
         // A broker that is away is no reason: sidecars go on by themselves when it is back.

@@ -6,17 +6,11 @@ use super::{
     rollout::{self, Rollout},
     scale::{Basis, Decision, Demand},
 };
-use k8s_openapi::{
-    api::apps::v1::Deployment,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use crate::reporting::{self, Writing};
+use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::ResourceExt;
 use longshore_crds::{Reason, Worker, WorkerStatus, condition, label, set_condition};
 use std::time::Duration;
-
-/// Numbers alone are written this often at most.
-const WRITE_EVERY: Duration = Duration::from_secs(10);
 
 /// Pods take a while to start: no fault yet.
 const WAITING: &str = "WaitingForPods";
@@ -202,36 +196,17 @@ fn whole_seconds(now: Timestamp) -> Option<Time> {
     Timestamp::from_second(now.as_second()).ok().map(Time)
 }
 
-/// What to do about a status that is not the one that is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Writing {
-    Nothing,
-    Now,
-    /// Numbers alone wait their turn.
-    In(Duration),
-}
-
 /// Whether the change deserves a write now. `since` tells how long ago the last one was.
 pub(super) fn writing(old: Option<&WorkerStatus>, new: &WorkerStatus, since: Option<Duration>) -> Writing {
     let Some(old) = old else { return Writing::Now };
-    if old == new {
-        return Writing::Nothing;
-    }
-    if essence(old) != essence(new) {
-        return Writing::Now;
-    }
-    match since {
-        Some(since) if since < WRITE_EVERY => Writing::In(WRITE_EVERY.saturating_sub(since)),
-        _ => Writing::Now,
-    }
+    reporting::writing(old != new, essence(old) != essence(new), since)
 }
 
 /// The status without numbers and words: of a number only whether it is zero.
 fn essence(status: &WorkerStatus) -> WorkerStatus {
-    let quiet = |condition: &Condition| Condition { message: String::new(), ..condition.clone() };
     let sign = |number: Option<u64>| number.map(|number| number.min(1));
     WorkerStatus {
-        conditions: status.conditions.iter().map(quiet).collect(),
+        conditions: status.conditions.iter().map(reporting::quiet).collect(),
         replicas: status.replicas.min(1),
         ready_replicas: status.ready_replicas.min(1),
         desired_replicas: status.desired_replicas.min(1),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::reporting::WRITE_EVERY;
 use crate::worker::{
     build::{self, Pods},
     fixture,

@@ -1,25 +1,25 @@
-//! Whether the names that a Worker's objects need are free. Pure.
+//! Whether the names that an object's children need are free. Pure.
 //!
 //! Server-side apply would take over whatever has the name; somebody's own Deployment must not become ours by accident.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
-use longshore_crds::{Reason, Worker, label};
+use longshore_crds::Reason;
 
 /// What stands at a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Claim {
-    /// Nothing, or what belongs to this Worker.
+pub(crate) enum Claim {
+    /// Nothing, or what belongs to this object.
     Free,
-    /// What belonged to a Worker of this name before; it is on its way out.
+    /// What belonged to an object of this kind and name before; it is on its way out.
     Leaving(String),
     /// Somebody else's.
     Taken(String),
 }
 
 impl Claim {
-    /// Why the Worker can't do anything, if so.
-    pub(super) fn into_reason(self) -> Option<Reason> {
+    /// Why nothing can be done, if so.
+    pub(crate) fn into_reason(self) -> Option<Reason> {
         match self {
             Self::Free => None,
             Self::Leaving(message) => Some(Reason::unknown("WaitingForPredecessor", message)),
@@ -28,40 +28,45 @@ impl Claim {
     }
 }
 
-/// Whether `worker` may have the name at which `found` stands.
-pub(super) fn claim<K: Resource<DynamicType = ()>>(worker: &Worker, kind: &str, found: Option<&K>) -> Claim {
+/// Whether `parent` may have the name at which `found` stands. What belongs to it carries its name in the label `mark`.
+pub(crate) fn claim<P, K>(parent: &P, mark: &str, found: Option<&K>) -> Claim
+where
+    P: Resource<DynamicType = ()>,
+    K: Resource<DynamicType = ()>,
+{
+    let (kind, whose) = (K::kind(&()), P::kind(&()));
     let Some(found) = found else {
         return Claim::Free;
     };
     let name = found.name_any();
     let controller = found.owner_references().iter().find(|owner| owner.controller == Some(true));
     match controller {
-        Some(owner) if Some(&owner.uid) == worker.metadata.uid.as_ref() => {
+        Some(owner) if Some(&owner.uid) == parent.meta().uid.as_ref() => {
             if found.meta().deletion_timestamp.is_some() {
                 Claim::Leaving(format!("{kind} {name:?} is being deleted"))
             } else {
                 Claim::Free
             }
         }
-        Some(owner) if is_predecessor(owner, worker) => {
-            Claim::Leaving(format!("{kind} {name:?} of the Worker that had this name before is not gone yet"))
-        }
+        Some(owner) if is_predecessor(owner, parent) => Claim::Leaving(format!(
+            "{kind} {name:?} of the {whose} that had this name before is not gone yet"
+        )),
         Some(owner) => Claim::Taken(format!(
-            "{kind} {name:?} belongs to {} {:?}; delete it or give the Worker another name",
+            "{kind} {name:?} belongs to {} {:?}; delete it or give the {whose} another name",
             owner.kind, owner.name
         )),
-        // Left behind by a Worker of this name that was deleted without what belongs to it.
-        None if found.labels().get(label::WORKER) == worker.metadata.name.as_ref() => Claim::Free,
+        // Left behind by one of this kind and name that was deleted without what belongs to it.
+        None if found.labels().get(mark) == parent.meta().name.as_ref() => Claim::Free,
         None => Claim::Taken(format!(
-            "{kind} {name:?} is not Longshore's; delete it or give the Worker another name"
+            "{kind} {name:?} is not Longshore's; delete it or give the {whose} another name"
         )),
     }
 }
 
-fn is_predecessor(owner: &OwnerReference, worker: &Worker) -> bool {
-    owner.kind == Worker::kind(&())
-        && owner.api_version == Worker::api_version(&())
-        && Some(&owner.name) == worker.metadata.name.as_ref()
+fn is_predecessor<P: Resource<DynamicType = ()>>(owner: &OwnerReference, parent: &P) -> bool {
+    owner.kind == P::kind(&())
+        && owner.api_version == P::api_version(&())
+        && Some(&owner.name) == parent.meta().name.as_ref()
 }
 
 #[cfg(test)]
@@ -69,6 +74,7 @@ mod tests {
     use super::*;
     use crate::worker::fixture::{UID, worker};
     use k8s_openapi::api::apps::v1::Deployment;
+    use longshore_crds::label;
     use serde_json::{Value, json};
 
     fn at(metadata: &Value) -> Option<Reason> {
@@ -76,7 +82,7 @@ mod tests {
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
         }))
         .unwrap();
-        claim(&worker(&json!({})), "Deployment", Some(&found)).into_reason()
+        claim(&worker(&json!({})), label::WORKER, Some(&found)).into_reason()
     }
 
     fn owner(kind: &str, version: &str, name: &str, uid: &str) -> Value {
@@ -104,6 +110,6 @@ mod tests {
         ] {
             assert_eq!(reason(theirs).unwrap(), "NameTaken");
         }
-        assert_eq!(claim::<Deployment>(&worker(&json!({})), "Deployment", None), Claim::Free);
+        assert_eq!(claim::<_, Deployment>(&worker(&json!({})), label::WORKER, None), Claim::Free);
     }
 }
