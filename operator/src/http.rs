@@ -53,7 +53,7 @@ impl Readiness {
     }
 
     /// Whether all checks passed, and a line for each. Before the first one stands, nothing is known to be there.
-    fn report(&self) -> (bool, String) {
+    pub(crate) fn report(&self) -> (bool, String) {
         let checks = self.checks();
         if checks.is_empty() {
             return (false, "waiting for the start\n".to_owned());
