@@ -10,7 +10,7 @@ use crate::{
     Receipt, Result, Timestamp,
 };
 use bytes::Bytes;
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 use std::time::Duration;
 
 /// Payload bytes in one answer; the first job always fits.
@@ -197,6 +197,15 @@ impl Tx<'_> {
                 && queue.is_none_or(|queue| queue == job.queue)
         }))
     }
+}
+
+/// Has leases hold until `until` at least. Called before anything is handed out.
+pub(super) fn lengthen_leases(db: &Connection, until: Timestamp) -> Sql<()> {
+    db.execute(
+        "UPDATE jobs SET at = ?1 WHERE state = ?2 AND at < ?1",
+        params![until.as_millis(), code(JobState::Active)],
+    )?;
+    Ok(())
 }
 
 fn read(row: &Row<'_>) -> Sql<Ready> {

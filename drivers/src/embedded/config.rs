@@ -30,6 +30,9 @@ pub struct Config {
     pub cache: usize,
     /// How long to wait for another process that still has the file open.
     pub lock_wait: Duration,
+    /// How long leases hold at least after the start. Nobody could extend one while the broker was away, and the work
+    /// under it went on.
+    pub lease_grace: Duration,
 }
 
 impl Config {
@@ -40,6 +43,7 @@ impl Config {
             clock: Arc::new(SystemClock),
             cache: 64 * 1024 * 1024,
             lock_wait: Duration::from_secs(2),
+            lease_grace: Duration::from_secs(10),
         }
     }
 }

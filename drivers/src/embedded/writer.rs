@@ -7,7 +7,7 @@
 #[cfg(test)]
 use super::tests::commit;
 use super::{
-    Config,
+    Config, claim,
     command::{Answer, Operation, Request},
     completions,
     config::Clock,
@@ -122,10 +122,12 @@ impl Writer {
     fn open(config: &Config, intake: Arc<Intake>, hints: broadcast::Sender<Wake>) -> Result<Self> {
         let db = schema::open(config)?;
         let backend_id = schema::backend_id(&db)?;
+        let marked = schema::passed(&db).map_err(|error| storage::error(&error))?;
+        let now = Timestamp::from_millis(config.clock.now().as_millis().max(marked.as_millis()));
         let state = completions::unpark(&db)
+            .and_then(|()| claim::lengthen_leases(&db, now.after(config.lease_grace)))
             .and_then(|()| State::load(&db))
             .map_err(|error| storage::error(&error))?;
-        let marked = schema::passed(&db).map_err(|error| storage::error(&error))?;
         Ok(Self {
             db,
             state,

@@ -61,6 +61,7 @@ pub(crate) struct AcknowledgeBody {
 }
 
 /// One answer per item, in the order of the request, as it is written.
+#[cfg_attr(not(feature = "http-server"), expect(dead_code, reason = "only a server writes it"))]
 #[derive(Debug, Serialize)]
 pub(crate) struct Answers<T> {
     pub(crate) results: Vec<Answer<T>>,

@@ -54,6 +54,26 @@ async fn a_clock_that_jumps_ahead_and_back_does_not_stop_time() {
     comes(&broker, id.id()).await;
 }
 
+/// Nobody can extend a lease while the broker is away: whoever holds one gets a moment to say that the work goes on.
+#[tokio::test]
+async fn a_lease_outlives_the_absence_of_its_broker() {
+    let hands = Arc::new(Hands(AtomicI64::new(1_000_000)));
+    let mut broker = Broker::start_with(|config| {
+        config.clock = hands.clone();
+        config.lease_grace = Duration::from_millis(300);
+    })
+    .await;
+    let forgotten = broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
+    let held = broker.driver.enqueue_one(&broker.queue, job()).await.unwrap();
+    let claimed = broker.claim(2).await;
+    broker.driver.close().await;
+    hands.0.fetch_add(600_000, Ordering::Relaxed);
+    broker.restart().await;
+    let holder = claimed.iter().find(|job| &job.id == held.id()).unwrap();
+    broker.succeed(holder).await;
+    comes(&broker, forgotten.id()).await;
+}
+
 async fn comes(broker: &Broker, id: &crate::JobId) {
     let claim = Claim {
         max: 1,
