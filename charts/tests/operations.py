@@ -7,7 +7,7 @@ import sys
 GUIDE = pathlib.Path("docs/operations.md")
 # Words of the code that look like reasons and are none: they are Kubernetes' own.
 NO_REASONS = {
-    "ConfigMap", "ContainerCreating", "IfNotPresent", "OnRootMismatch", "PodInitializing", "ProgressDeadlineExceeded", "Progressing",
+    "ConfigMap", "ContainerCreating", "IfNotPresent", "OnRootMismatch", "PodInitializing", "PodScheduled", "ProgressDeadlineExceeded", "Progressing",
     "ReadWriteOnce", "ReplicaFailure", "RollingUpdate", "RuntimeDefault", "StatefulSet",
 }
 # Reasons that are one word stand where a reason is expected; those of several words anywhere in the code.

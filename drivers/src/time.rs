@@ -1,7 +1,9 @@
 //! Instants as brokers tell them.
 
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(any(feature = "embedded", feature = "memory"))]
+use std::time::Instant;
 
 /// An instant in milliseconds since the Unix epoch, always read from the broker's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

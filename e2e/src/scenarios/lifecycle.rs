@@ -26,6 +26,7 @@ scenarios![
     deleted_queue_with_policy_delete_takes_its_jobs_along[needs_host],
     upgrade_with_another_sidecar_image_restarts_no_worker[needs_host, alone],
     uninstall_and_reinstall_keep_resources_and_work[alone],
+    default_installation_is_verified_as_its_notes_say[alone],
 ];
 
 const END: Duration = Duration::from_secs(180);
@@ -231,4 +232,35 @@ async fn uninstall_and_reinstall_keep_resources_and_work(world: World) -> Result
         ledger.ran_exactly_once("then", 1)
     };
     world.disturbing(uninstalled).await
+}
+
+/// What the chart installs when nothing is set: two operators and a Broker; the commands of its notes verify it.
+async fn default_installation_is_verified_as_its_notes_say(world: World) -> Result<()> {
+    let installed = async {
+        world.helm_install(&["operator.replicas=2", "defaultBroker.enabled=true"]).await?;
+        eventually("two operators", END, || async {
+            let ready =
+                world.operator_pods().await?.iter().filter(|pod| crate::scenario::is_ready(pod)).count();
+            ensure!(ready == 2, "{ready} are ready");
+            Ok(())
+        })
+        .await?;
+        let notes = world.cluster.helm(&["get", "notes", "longshore", "--namespace", NAMESPACE]).await?;
+        let mut commands = 0;
+        for line in notes.lines().filter_map(|line| line.trim().strip_prefix("kubectl ")) {
+            // The Broker is made by the operator, a moment after its start.
+            let words: Vec<_> = line.split_whitespace().collect();
+            eventually(&format!("kubectl {line}"), END, || async { world.cluster.kubectl(&words).await })
+                .await?;
+            commands += 1;
+        }
+        ensure!(commands == 3, "{commands} commands in the notes: {notes}");
+        Ok(())
+    };
+    let outcome = world.disturbing(installed).await;
+    for object in ["brokers.longshore.dev/default", "pvc/data-default-broker-0"] {
+        let arguments = ["delete", object, "-n", NAMESPACE, "--ignore-not-found", "--timeout=90s"];
+        world.cluster.kubectl(&arguments).await?;
+    }
+    outcome
 }

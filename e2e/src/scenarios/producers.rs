@@ -1,17 +1,22 @@
 //! Getting jobs in and looking after them, as apps and people do.
 
 use super::{scenarios, workflow::stage};
-use crate::{World, manifests, wait::eventually};
+use crate::{World, cluster::root, manifests, wait::eventually};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
 use longshore_crds::{Broker, Worker, WorkflowPhase};
 use longshore_drivers::Driver;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
+use tokio::process::Command;
 
 scenarios![
     app_enqueues_through_its_sidecar,
+    guide_for_producers_says_what_works[needs_host],
     dead_jobs_are_listed_and_redriven_through_the_sidecar,
     rotated_token_locks_nobody_out[needs_host],
     two_managers_share_a_pod_template,
@@ -33,6 +38,39 @@ async fn app_enqueues_through_its_sidecar(world: World) -> Result<()> {
         .collect();
     notes.sort_unstable();
     ensure!(notes == [0, 1, 2, 3, 4], "the children got {notes:?}");
+    Ok(())
+}
+
+/// What `docs/producing.md` tells people to type adds a job, and typed again adds none.
+async fn guide_for_producers_says_what_works(world: World) -> Result<()> {
+    let guide = std::fs::read_to_string(root().join("docs/producing.md"))?;
+    let marked =
+        guide.split_once("<!-- run: outside -->\n```sh\n").and_then(|(_, rest)| rest.split_once("```"));
+    let (commands, _) = marked.context("the guide has no commands to run")?;
+    let mut items = manifests::ledger();
+    let worker = manifests::worker("emails", &json!({}));
+    items.extend([manifests::broker("default"), manifests::queue("emails", &json!({})), worker]);
+    world.apply(&manifests::list(&items)).await?;
+    world.physical("emails").await?;
+    world.driver().await?;
+    // People have a kubectl; here the cluster brings its own.
+    let bin = tempfile::tempdir()?;
+    let kubectl = bin.path().join("kubectl");
+    let cluster = root().join("e2e/cluster/cluster");
+    std::fs::write(&kubectl, format!("#!/bin/sh\nexec {} kubectl \"$@\"\n", cluster.display()))?;
+    std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755))?;
+    let path = format!("{}:{}", bin.path().display(), std::env::var("PATH")?);
+    for expected in ["created", "duplicate"] {
+        let mut shell = Command::new("bash");
+        shell
+            .args(["-euo", "pipefail", "-c", commands])
+            .env("PATH", &path)
+            .env("NAMESPACE", &world.namespace);
+        let output = shell.kill_on_drop(true).output().await?;
+        let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success() && told.contains(expected), "it told {told:?} and said {said:?}");
+    }
+    world.ledger_shows("the job to run", END, |ledger| ledger.ran_exactly_once("send", 1)).await?;
     Ok(())
 }
 
