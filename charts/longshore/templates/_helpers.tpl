@@ -97,19 +97,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [longshore.dev]
   resources: [workflows/status]
   verbs: [patch]
-# Create and patch: server-side apply.
+# Get: whether a name is somebody else's. Create and patch: server-side apply.
 - apiGroups: [apps]
-  resources: [deployments]
-  verbs: [get, list, watch, create, patch]
-- apiGroups: [apps]
-  resources: [statefulsets]
-  verbs: [list, watch, create, patch]
-- apiGroups: [""]
-  resources: [configmaps]
+  resources: [deployments, statefulsets]
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
-  resources: [services]
-  verbs: [list, watch, create, patch]
+  resources: [configmaps, services]
+  verbs: [get, list, watch, create, patch]
 # The token of an embedded Broker, and those that Brokers elsewhere name.
 - apiGroups: [""]
   resources: [secrets]
