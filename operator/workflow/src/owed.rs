@@ -109,6 +109,17 @@ impl StepState {
         open
     }
 
+    /// Notes that nothing is left to cancel between those that were, where nothing is.
+    pub(crate) fn close_cancelled(&mut self, planned: &PlannedStep) {
+        let members = self.members.as_ref();
+        let end =
+            members.and_then(|all| all.all(Member::Waiting).nth(room(all, planned))).unwrap_or(u32::MAX);
+        let has_open = |all: &Roster, from, to: u32| {
+            all.any_in(Member::Out, from, to) || all.any_in(Member::Waiting, from, to.min(end))
+        };
+        self.cancelled.close_gaps(|from, to| members.is_some_and(|all| has_open(all, from, to)));
+    }
+
     /// Whether members are in the broker, or may be there with nobody having asked for their cancellation.
     pub(crate) fn members_may_be_out(&self, planned: &PlannedStep) -> bool {
         self.out() > 0 || self.not_cancelled(planned).next().is_some()
@@ -130,8 +141,12 @@ fn window<'a>(
     planned: &PlannedStep,
     most: usize,
 ) -> impl Iterator<Item = u32> + use<'a> {
-    let room = planned.max_parallel().saturating_sub(members.count(Member::Out)) as usize;
-    members.all(Member::Waiting).take(room.min(most))
+    members.all(Member::Waiting).take(room(members, planned).min(most))
+}
+
+/// How many go in beside those that are known to be out.
+fn room(members: &Roster, planned: &PlannedStep) -> usize {
+    planned.max_parallel().saturating_sub(members.count(Member::Out)) as usize
 }
 
 fn push(effects: &mut Vec<Effect>, targets: &[Target], make: impl Fn(Vec<Target>) -> Effect) {

@@ -59,10 +59,10 @@ impl State {
     /// The silence of a step is over once all that are out were asked for, whatever part of them answers at a time.
     pub(super) fn end_silences(&mut self, now: Millis) {
         for state in self.steps.iter_mut().filter(|state| !state.asked.is_empty()) {
-            let all = state.members.as_ref().into_iter().flat_map(|members| members.all(Member::Out));
-            let open: Vec<u32> = all.filter(|member| !state.asked.contains(*member)).collect();
-            state.asked.close_gaps(&open);
-            if open.is_empty() {
+            let Some(members) = &state.members else { continue };
+            state.asked.close_gaps(|from, to| members.any_in(Member::Out, from, to));
+            let asked = state.asked.first_part();
+            if asked.is_some_and(|asked| !members.any_in(Member::Out, asked, u32::MAX)) {
                 state.heard(now);
             }
         }
@@ -87,8 +87,7 @@ impl State {
         }
         for (state, planned) in self.steps.iter_mut().zip(&plan.steps) {
             if !state.cancelled.is_empty() {
-                let open = state.to_cancel(planned);
-                state.cancelled.close_gaps(&open);
+                state.close_cancelled(planned);
             }
         }
     }
