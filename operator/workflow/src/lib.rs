@@ -1,6 +1,6 @@
 //! The workflow state machine: events in, state and effects out. Pure, synchronous, deterministic.
 //!
-//! The controller folds events with [`State::apply`], commits the state, and only then performs what
+//! The controller folds events with [`State::fold`], commits the state, and only then performs what
 //! [`State::effects_owed`] says. Losing effects is harmless (they are owed until they are recorded), and performing one
 //! twice is harmless (a job's id is a function of round and [`Target`]).
 //!

@@ -44,18 +44,37 @@ impl State {
         event: Event,
         now: Millis,
     ) -> Result<(Self, Vec<Effect>), TransitionError> {
-        self.check(plan, &event)?;
-        if self.is_terminal() {
-            return Ok((self, Vec::new()));
-        }
         let mut next = self.clone();
-        next.hear(plan, event, now);
-        next.advance(plan, now);
+        next.take_in(plan, event, now)?;
         if next == self {
             return Ok((self, Vec::new()));
         }
         let effects = next.effects_owed(plan, now);
         Ok((next, effects))
+    }
+
+    /// The state after many events, each with its time, in their order: the same as applying one after the other, without
+    /// deriving what is owed in between. [`State::effects_owed`] says that of the result.
+    ///
+    /// Also returned is why events were passed over: those that speak of something the workflow doesn't have.
+    pub fn fold(
+        mut self,
+        plan: &Plan,
+        events: impl IntoIterator<Item = (Millis, Event)>,
+    ) -> (Self, Vec<TransitionError>) {
+        let taken = events.into_iter().map(|(now, event)| self.take_in(plan, event, now));
+        let refused = taken.filter_map(Result::err).collect();
+        (self, refused)
+    }
+
+    /// Nothing changes when the event speaks of something the workflow doesn't have.
+    fn take_in(&mut self, plan: &Plan, event: Event, now: Millis) -> Result<(), TransitionError> {
+        self.check(plan, &event)?;
+        if !self.is_terminal() {
+            self.hear(plan, event, now);
+            self.advance(plan, now);
+        }
+        Ok(())
     }
 
     fn hear(&mut self, plan: &Plan, event: Event, now: Millis) {

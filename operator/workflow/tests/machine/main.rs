@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking and have no public API")]
 
 mod crash;
+mod fold;
 mod golden;
 mod late;
 mod properties;

@@ -75,7 +75,7 @@ fn step() -> impl Strategy<Value = PlannedStep> {
         .prop_map(|(step, timeout)| PlannedStep { timeout, ..step })
 }
 
-fn any_plan() -> impl Strategy<Value = Plan> {
+pub(crate) fn any_plan() -> impl Strategy<Value = Plan> {
     (prop::collection::vec(step(), 0..4), callbacks(), prop::option::weighted(0.2, 1..2_000_000_u64))
         .prop_map(|(steps, callbacks, deadline)| Plan { callbacks, deadline, ..plan(steps) })
 }
