@@ -1,8 +1,8 @@
-//! Many events at once come to the same as one after the other.
+//! Many events at once come to the same as one after the other, and completions of a batch in any order.
 
 use crate::{
     properties::any_plan,
-    world::{RESYNC, batch_with, dispatched, failed, failure, job, member, plan, settled, succeeded},
+    world::{RESYNC, batch_with, dispatched, failed, failure, fold, job, member, plan, settled, succeeded},
 };
 use longshore_workflow::{
     Callback, CallbackSet, Event, FailurePolicy, Members, Millis, Plan, State, Target, TransitionError,
@@ -72,6 +72,27 @@ proptest! {
     fn many_at_once_come_to_the_same_as_one_by_one(plan in any_plan(), events in events()) {
         let expected = one_by_one(&plan, State::new(), events.clone());
         prop_assert_eq!(State::new().fold(&plan, events), expected);
+    }
+
+    #[test]
+    fn the_order_of_completions_does_not_matter_to_a_batch(
+        (fails, order) in (1..40_usize).prop_flat_map(|count| (
+            prop::collection::vec(prop::bool::weighted(0.1), count),
+            Just((0..count).collect::<Vec<_>>()).prop_shuffle(),
+        )),
+    ) {
+        let count = u32::try_from(fails.len()).unwrap();
+        let callbacks = CallbackSet::default();
+        let plan = plan(vec![batch_with("b", Members::Fixed(count), FailurePolicy::Continue, 0, callbacks)]);
+        let end = |order: &[usize]| {
+            let events = order.iter().map(|at| {
+                let outcome = if fails[*at] { failed() } else { succeeded() };
+                (1, settled(member(0, u32::try_from(*at).unwrap()), outcome, 1))
+            });
+            fold(&plan, std::iter::once((1, Event::Started)).chain(events))
+        };
+        let (one, other) = (end(&order).summary(&plan), end(&(0..fails.len()).collect::<Vec<_>>()).summary(&plan));
+        prop_assert_eq!((one.phase, one.steps[0].succeeded), (other.phase, other.steps[0].succeeded));
     }
 }
 

@@ -1,9 +1,12 @@
 //! Two operators at once, each with what it last read and with records that it has not written: they look, commit,
 //! perform, acknowledge and die in any order, and users change their minds in between.
 
-use crate::world::{
-    ALL_CALLBACKS, Answer, Broker, Fate, NO_CALLBACKS, batch_with, dispatched, failure, fold, job, member,
-    outcome, plan, settled, succeeded, targets,
+use crate::{
+    broker::{Answer, Broker, Fate, outcome},
+    world::{
+        ALL_CALLBACKS, NO_CALLBACKS, batch_with, dispatched, failure, fold, job, member, plan, settled,
+        succeeded, targets,
+    },
 };
 use longshore_workflow::{
     Callback, Effect, Event, FailurePolicy, Members, Millis, Plan, State, Target, WorkflowPhase, checkpoint,
@@ -301,11 +304,9 @@ impl Place {
 
     fn acknowledge(&mut self, who: usize) {
         for target in std::mem::take(&mut self.operators[who].committed) {
-            let completions = std::mem::take(&mut self.broker.completions);
-            let (gone, kept): (Vec<_>, Vec<_>) = completions
-                .into_iter()
-                .partition(|event| matches!(event, Event::Settled { target: of, .. } if *of == target));
-            self.broker.completions = kept;
+            let of = |event: &&Event| matches!(event, Event::Settled { target: of, .. } if *of == target);
+            let gone: Vec<_> = self.broker.completions.iter().filter(of).cloned().collect();
+            self.broker.acknowledge(target);
             for event in gone {
                 let known = self.fold(self.object.state.clone(), [(self.now, event)]);
                 assert_eq!(known, self.object.state, "acknowledged though nobody wrote it");
@@ -317,10 +318,9 @@ impl Place {
     /// Retention is longer than any overtaken operator lives.
     fn forget(&mut self) {
         let oldest = self.operators.iter().map(|operator| operator.object.version).min().unwrap_or(0);
-        let past: Vec<_> = self.acknowledged.iter().filter(|(_, version)| **version <= oldest).collect();
-        for (target, _) in past {
-            self.broker.jobs.remove(target);
-        }
+        let past = self.acknowledged.iter().filter(|(_, version)| **version <= oldest);
+        self.broker.unpin(past.map(|(target, _)| *target));
+        self.broker.forget();
     }
 
     fn end_a_job(&mut self, which: usize) -> bool {

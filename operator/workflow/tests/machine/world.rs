@@ -1,5 +1,6 @@
-//! Plans, and a world to run them in: a broker that remembers ids, and an operator that may die at any point.
+//! Plans, and a world to run them in: a broker, and an operator that may die at any point.
 
+use crate::broker::{Answer, Broker, Fate, outcome};
 use longshore_workflow::{
     BatchPlan, CallbackSet, Effect, Event, Failure, FailurePolicy, Members, Millis, Outcome, Plan,
     PlannedStep, ResultRef, State, Summary, Target, Work, checkpoint,
@@ -94,82 +95,6 @@ pub(crate) fn cancels(effects: &[Effect]) -> Vec<Target> {
     places.flatten().copied().collect()
 }
 
-/// What becomes of a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
-    Succeeds,
-    Fails,
-    /// Succeeds, whoever asks it to stop.
-    Stubborn,
-    /// Never ends by itself.
-    Hangs,
-    /// The broker takes it and forgets it, once.
-    Forgotten,
-    /// The broker refuses it.
-    Refused,
-}
-
-/// A broker that remembers ids.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Broker {
-    /// All jobs it ever took, with their outcome.
-    pub(crate) jobs: BTreeMap<Target, Option<Outcome>>,
-    /// How often a job was started.
-    pub(crate) started: BTreeMap<Target, u32>,
-    /// Completions that nobody acknowledged.
-    pub(crate) completions: Vec<Event>,
-    forgotten: BTreeSet<Target>,
-}
-
-/// What the broker says to a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Created,
-    Duplicate(Option<Outcome>),
-    Refused,
-}
-
-impl Broker {
-    pub(crate) fn enqueue(&mut self, target: Target, fate: Fate) -> Answer {
-        if let Some(known) = self.jobs.get(&target) {
-            return Answer::Duplicate(known.clone());
-        }
-        match fate {
-            Fate::Refused => return Answer::Refused,
-            Fate::Forgotten if self.forgotten.insert(target) => return Answer::Created,
-            Fate::Succeeds | Fate::Fails | Fate::Stubborn | Fate::Hangs | Fate::Forgotten => {}
-        }
-        self.jobs.insert(target, None);
-        *self.started.entry(target).or_default() += 1;
-        Answer::Created
-    }
-
-    pub(crate) fn cancel(&mut self, target: Target, fate: Fate, now: Millis) {
-        if self.jobs.get(&target) == Some(&None) && fate != Fate::Stubborn {
-            self.settle(target, Outcome::Cancelled, now);
-        }
-    }
-
-    pub(crate) fn settle(&mut self, target: Target, outcome: Outcome, now: Millis) {
-        self.jobs.insert(target, Some(outcome.clone()));
-        self.completions.push(settled(target, outcome, now));
-    }
-
-    /// The jobs that can end by themselves.
-    pub(crate) fn runnable(&self, fate: impl Fn(&Target) -> Fate) -> Vec<Target> {
-        let open = self.jobs.iter().filter(|(_, outcome)| outcome.is_none()).map(|(target, _)| *target);
-        open.filter(|target| fate(target) != Fate::Hangs).collect()
-    }
-}
-
-/// How a job ends that has this fate.
-pub(crate) fn outcome(fate: Fate) -> Outcome {
-    match fate {
-        Fate::Fails => failed(),
-        Fate::Succeeds | Fate::Stubborn | Fate::Hangs | Fate::Forgotten | Fate::Refused => succeeded(),
-    }
-}
-
 /// What a workflow and its jobs are like.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
@@ -198,6 +123,8 @@ pub(crate) struct World<'a> {
     pub(crate) scenario: &'a Scenario,
     pub(crate) broker: Broker,
     pub(crate) committed: State,
+    /// What the operator did and has not written: one that dies takes it along.
+    unwritten: Vec<(Millis, Event)>,
     /// Every state that was ever committed.
     pub(crate) history: Vec<State>,
     pub(crate) now: Millis,
@@ -219,6 +146,7 @@ impl<'a> World<'a> {
             scenario,
             broker: Broker::default(),
             committed: State::new(),
+            unwritten: Vec::new(),
             history: vec![State::new()],
             now: 1_000_000,
             ended: 0,
@@ -233,22 +161,45 @@ impl<'a> World<'a> {
     pub(crate) fn run(&mut self) -> (Summary, BTreeMap<Target, u32>) {
         for _ in 0..10_000 {
             if self.committed.is_terminal() {
+                self.outlive();
                 return (self.committed.summary(&self.scenario.plan), self.broker.started.clone());
             }
-            // Whoever died is replaced by one that knows only what was committed.
-            if matches!(self.operate(), Ok(true)) {
-                self.turn();
+            match self.operate() {
+                Ok(true) => self.turn(),
+                Ok(false) => {}
+                // Whoever died is replaced by one that knows only what was committed.
+                Err(Died) => self.unwritten.clear(),
             }
         }
         panic!("{} is stuck: {:#?}", self.scenario.name, self.committed.summary(&self.scenario.plan));
+    }
+
+    /// The end was committed, so all records are unpinned. What still runs ends, the broker forgets everything, and
+    /// nobody dispatches any of it again.
+    fn outlive(&mut self) {
+        self.dies_at.clear();
+        self.stale = None;
+        for target in self.broker.running() {
+            self.broker.settle(target, succeeded(), self.now);
+        }
+        let late = self.broker.completions.clone();
+        let places: Vec<_> = self.committed.places(&self.scenario.plan).collect();
+        self.broker.unpin(places);
+        let started = self.broker.started.clone();
+        let idle = self.operate();
+        assert_eq!(self.broker.jobs, BTreeMap::new(), "{}: records that stay", self.scenario.name);
+        // An acknowledgement got lost.
+        self.broker.completions = late;
+        let still = self.operate();
+        assert!(matches!((idle, still), (Ok(true), Ok(true))), "{}: the end is the end", self.scenario.name);
+        assert_eq!(self.broker.started, started, "{}", self.scenario.name);
     }
 
     /// A point at which the operator may die, or a stale one comes in between.
     fn point(&mut self) -> Result<(), Died> {
         let point = self.points;
         self.points += 1;
-        if let Some((at, old)) = self.stale
-            && at == point
+        if let Some((_, old)) = self.stale.take_if(|(at, _)| *at == point)
             && let Some(old) = self.history.get(old).cloned()
         {
             for effect in old.effects_owed(&self.scenario.plan, self.now) {
@@ -257,7 +208,17 @@ impl<'a> World<'a> {
                 }
             }
         }
+        self.forget();
         if self.dies_at.remove(&point) { Err(Died) } else { Ok(()) }
+    }
+
+    /// As soon as a completion was acknowledged nobody needs the record any more: the commit holds it. Only an operator that
+    /// doesn't know of that commit does, and those are over long before records age.
+    fn forget(&mut self) {
+        if self.stale.is_none() {
+            self.broker.unpin(self.broker.jobs.clone().into_keys());
+            self.broker.forget();
+        }
     }
 
     fn touch(&mut self, effect: &Effect, target: Target) -> Option<Answer> {
@@ -272,6 +233,14 @@ impl<'a> World<'a> {
         }
     }
 
+    /// What the operator knows: nothing more than was committed, and what it did since.
+    fn known(&self) -> State {
+        let plan = &self.scenario.plan;
+        self.unwritten
+            .iter()
+            .fold(self.committed.clone(), |state, (at, event)| then(state, plan, event.clone(), *at))
+    }
+
     /// One look of the operator. Whether it found nothing to do.
     fn operate(&mut self) -> Result<bool, Died> {
         let arrived = self.broker.completions.clone();
@@ -284,15 +253,25 @@ impl<'a> World<'a> {
         events
             .extend(self.scenario.asks.get(..self.asked).unwrap_or_default().iter().map(|ask| ask.1.clone()));
         let mut idle = !self.commit(events)?;
+        self.point()?;
         // Acknowledged only now.
-        self.broker.completions.drain(..arrived.len());
+        for event in arrived {
+            if let Event::Settled { target, .. } = event {
+                self.broker.acknowledge(target);
+            }
+        }
         self.point()?;
         let mut done = Vec::new();
-        for effect in self.committed.effects_owed(&self.scenario.plan, self.now) {
+        for effect in self.known().effects_owed(&self.scenario.plan, self.now) {
             idle = false;
             self.perform(&effect, &mut done)?;
         }
-        self.commit(done)?;
+        if done.iter().all(|event| matches!(event, Event::Dispatched { .. })) {
+            // It is not worth a write of its own.
+            self.unwritten.extend(done.into_iter().map(|event| (self.now, event)));
+        } else {
+            self.commit(done)?;
+        }
         Ok(idle)
     }
 
@@ -305,7 +284,11 @@ impl<'a> World<'a> {
             let answer = self.touch(effect, target);
             let asked = matches!(effect, Effect::Ask { .. });
             match answer {
-                None => done.push(Event::CancelAsked { targets: vec![target] }),
+                None => {
+                    // The answer says of what runs on that it does.
+                    done.extend(self.broker.running().contains(&target).then(|| dispatched([target])));
+                    done.push(Event::CancelAsked { targets: vec![target] });
+                }
                 Some(Answer::Refused) => {
                     done.push(Event::DispatchRefused { target, failure: failure("TooLarge") });
                 }
@@ -326,16 +309,16 @@ impl<'a> World<'a> {
     /// Whether something changed. What is committed has been written and read back.
     fn commit(&mut self, events: Vec<Event>) -> Result<bool, Died> {
         let plan = &self.scenario.plan;
-        let next = events
-            .into_iter()
-            .fold(self.committed.clone(), |state, event| then(state, plan, event, self.now));
-        if next == self.committed {
+        let known = self.known();
+        let next = events.into_iter().fold(known.clone(), |state, event| then(state, plan, event, self.now));
+        if next == known {
             return Ok(false);
         }
         self.point()?;
         let (version, data) = checkpoint::encode(&next);
         self.committed = checkpoint::decode(version, &data).expect("what was written can be read");
         assert_eq!(self.committed, next);
+        self.unwritten.clear();
         self.history.push(next);
         Ok(true)
     }
@@ -348,7 +331,7 @@ impl<'a> World<'a> {
         } else if let Some(target) = self.broker.runnable(self.scenario.fate).first() {
             self.broker.settle(*target, outcome((self.scenario.fate)(target)), self.now);
             self.ended += 1;
-        } else if let Some(timer) = self.committed.next_timer(&self.scenario.plan) {
+        } else if let Some(timer) = self.known().next_timer(&self.scenario.plan) {
             self.now = self.now.max(timer);
         }
     }
