@@ -244,15 +244,11 @@ impl Run<'_> {
     }
 
     fn fold(&self, state: State, events: Vec<(u64, Event)>) -> State {
-        events.into_iter().fold(state, |state, (at, event)| {
-            match state.clone().apply(&self.plan, event, at) {
-                Ok((next, _)) => next,
-                Err(error) => {
-                    tracing::warn!(workflow = %key(self.object.as_ref()), %error, "event was not understood");
-                    state
-                }
-            }
-        })
+        let (next, errors) = state.fold(&self.plan, events);
+        for error in errors {
+            tracing::warn!(workflow = %key(self.object.as_ref()), %error, "event was not understood");
+        }
+        next
     }
 
     /// Writes the status with the version that was seen, if it is time to.
