@@ -179,8 +179,8 @@ impl Core {
         Moment { dice: dice(), app_stops: false, bounces: lock(&self.bounces).of(&job.id) }
     }
 
-    /// Learns from an answer of the app.
-    pub(crate) fn learn(&self, signal: Signal) {
+    /// Learns from the answer of the app to a job of `job_type`.
+    pub(crate) fn learn(&self, signal: Signal, job_type: &str) {
         let now = Instant::now();
         match signal {
             Signal::Unreachable => self.app.refused(),
@@ -189,7 +189,7 @@ impl Core {
                 self.app.answered();
             }
         }
-        self.health.learn(signal, now);
+        self.health.learn(signal, job_type, now);
         let concurrency = self.plan.borrow().concurrency();
         lock(&self.throttle).learn(signal, concurrency, now);
         self.wake.notify_one();

@@ -24,13 +24,21 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default)]
 struct Inner {
-    unroutable: Option<(u16, Instant)>,
-    unauthorized: Option<(u16, Instant)>,
+    unroutable: Option<Fault>,
+    unauthorized: Option<Fault>,
     brokers: BTreeMap<String, Broker>,
     /// The brokers of the policy, once there is one.
     named: Option<BTreeSet<String>>,
     policy_loaded: bool,
     policy_error: Option<String>,
+}
+
+/// An answer that shows a fault of the deployment.
+#[derive(Debug, Clone)]
+struct Fault {
+    status: u16,
+    job_type: String,
+    at: Instant,
 }
 
 /// One broker as the sidecar sees it.
@@ -65,23 +73,33 @@ pub(crate) struct PolicyState {
 }
 
 impl Health {
-    /// Remembers a fault that an answer of the app shows.
-    pub(crate) fn learn(&self, signal: Signal, now: Instant) {
+    /// Remembers a fault that an answer of the app to a job of `job_type` shows, and forgets it when one of that type works.
+    pub(crate) fn learn(&self, signal: Signal, job_type: &str, now: Instant) {
+        let fault = |status| Some(Fault { status, job_type: job_type.to_owned(), at: now });
+        let mut inner = lock(&self.inner);
         match signal {
-            Signal::Unroutable(status) => lock(&self.inner).unroutable = Some((status, now)),
-            Signal::Unauthorized(status) => lock(&self.inner).unauthorized = Some((status, now)),
-            Signal::Works | Signal::Throttled(_) | Signal::Unreachable | Signal::Silent => {}
+            Signal::Unroutable(status) => inner.unroutable = fault(status),
+            Signal::Unauthorized(status) => inner.unauthorized = fault(status),
+            Signal::Works => {
+                inner.unroutable.take_if(|fault| fault.job_type == job_type);
+                inner.unauthorized.take_if(|fault| fault.job_type == job_type);
+            }
+            Signal::Throttled(_) | Signal::Unreachable | Signal::Silent => {}
         }
     }
 
     pub(crate) fn faults(&self, now: Instant) -> Faults {
         let inner = lock(&self.inner);
-        let standing =
-            |fault: Option<(u16, Instant)>| fault.filter(|&(_, at)| now.duration_since(at) < FAULT_STANDS);
-        let (unroutable, unauthorized) = (standing(inner.unroutable), standing(inner.unauthorized));
+        let standing = |fault: &Option<Fault>| {
+            fault
+                .as_ref()
+                .filter(|fault| now.duration_since(fault.at) < FAULT_STANDS)
+                .map(|fault| fault.status)
+        };
+        let (unroutable, unauthorized) = (standing(&inner.unroutable), standing(&inner.unauthorized));
         let texts = [
-            unroutable.map(|(status, _)| format!("the app has no route for a job: it answered {status}")),
-            unauthorized.map(|(status, _)| format!("the app refuses the sidecar: it answered {status}")),
+            unroutable.map(|status| format!("the app has no route for a job: it answered {status}")),
+            unauthorized.map(|status| format!("the app refuses the sidecar: it answered {status}")),
         ];
         let texts: Vec<_> = texts.into_iter().flatten().collect();
         Faults {
@@ -167,14 +185,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_stands_for_two_minutes_after_it_was_met_last() {
+    fn a_fault_stands_for_two_minutes_unless_jobs_of_its_type_work_again() {
         let (health, now) = (Health::default(), Instant::now());
-        health.learn(Signal::Unroutable(404), now);
-        health.learn(Signal::Works, now);
+        health.learn(Signal::Unroutable(404), "lost", now);
+        health.learn(Signal::Works, "fine", now);
         let faults = health.faults(now + FAULT_STANDS / 2);
-        assert!(!faults.routable && faults.authorized);
+        assert!(!faults.routable && faults.authorized, "other routes say nothing of this one");
         assert!(faults.message.unwrap().contains("404"));
         assert!(health.faults(now + FAULT_STANDS).routable);
+        health.learn(Signal::Unauthorized(401), "lost", now);
+        health.learn(Signal::Works, "lost", now);
+        let faults = health.faults(now);
+        assert!(faults.routable && faults.authorized && faults.message.is_none(), "{faults:?}");
     }
 
     #[test]

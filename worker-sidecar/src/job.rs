@@ -188,7 +188,7 @@ async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Optio
         lock(&core.bounces).note(&job.id);
     }
     if decision.signal != Signal::Silent {
-        core.learn(decision.signal);
+        core.learn(decision.signal, &job.job_type);
     }
     match decision.verdict {
         Verdict::Settle(settle) => {

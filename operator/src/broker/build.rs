@@ -15,6 +15,8 @@ const PORT: u16 = 7400;
 pub(super) const CURRENT: &str = "current";
 /// The key of the token before it.
 pub(super) const PREVIOUS: &str = "previous";
+/// The key of the token that is to come: the broker takes it already, nobody else looks there.
+pub(super) const NEXT: &str = "next";
 
 /// The name of the StatefulSet and the Service. Its pods carry a label made of it and eleven more characters.
 pub(super) fn name(broker: &Broker) -> String {
@@ -159,8 +161,8 @@ fn container(settings: &Settings) -> Value {
         "args": [
             "--data-dir=/data",
             format!("--listen=0.0.0.0:{PORT}"),
-            format!("--token-file={tokens}/{CURRENT}"),
-            format!("--token-file={tokens}/{PREVIOUS}"),
+            // All that are there.
+            format!("--token-file={tokens}"),
         ],
         // Huge pages double what an idle process holds.
         "env": [{ "name": "MIMALLOC_ALLOW_THP", "value": "0" }],

@@ -32,6 +32,12 @@ pub(super) async fn probe(
     }
 }
 
+/// Whether the broker takes `token`.
+pub(super) async fn accepts(broker: &Broker, token: &str) -> bool {
+    let Ok(driver) = open(&url(broker), token) else { return false };
+    within(PROBE_TIMEOUT, driver.probe()).await.is_ok()
+}
+
 async fn probe_with(
     context: &Context,
     broker: &Broker,

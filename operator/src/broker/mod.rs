@@ -118,13 +118,20 @@ async fn reconcile_inner(broker: &Broker, context: &Context) -> Result<Action> {
     };
     let (answer, by_current) = connect::probe(context, broker, &namespace, &tokens).await;
     let again = match (&answer, pods, &tokens.owed) {
-        (Ok(_), _, Some(owed)) if by_current => {
-            token::rotate(context, broker, &namespace, &tokens.current, owed).await?;
-            PROBE_SOON
+        (Ok(_), _, Some(owed)) => {
+            // One at a time: the broker has to know the token of the rotation before.
+            let due = match &owed.next {
+                None => by_current,
+                Some(next) => connect::accepts(broker, next).await,
+            };
+            if due {
+                token::rotate(context, broker, &namespace, &tokens.current, owed).await?;
+            }
+            PROBE_LATER
         }
         (Ok(_), _, None) => PROBE_EVERY,
         (Err(_), Some(_), _) => PROBE_SOON,
-        (Ok(_), _, Some(_)) | (Err(_), None, _) => PROBE_LATER,
+        (Err(_), None, _) => PROBE_LATER,
     };
     let trouble = match (&answer, pods) {
         (Err(_), Some(0)) => trouble_of(context, broker, &namespace).await,

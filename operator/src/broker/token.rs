@@ -1,7 +1,11 @@
-//! Access tokens. That of an embedded broker is made here, rotated by `tokenRevision`, two valid at a time; that of a broker
-//! elsewhere is read from the Secret that the user names.
+//! Access tokens. That of an embedded broker is made here and rotated by `tokenRevision`; that of a broker elsewhere is read
+//! from the Secret that the user names.
+//!
+//! A pod sees a change of its Secret up to a minute late, each at another moment. So a new token is first put beside the
+//! others, where only the broker looks (`next`); once the broker takes it, it becomes `current`, and the one before stays
+//! valid as `previous`. Whoever reads `current` is let in at every moment.
 
-use super::build::{CURRENT, PREVIOUS, token_secret_name};
+use super::build::{CURRENT, NEXT, PREVIOUS, token_secret_name};
 use crate::{
     apply::{FIELD_MANAGER, owner},
     context::Context,
@@ -14,16 +18,15 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use longshore_crds::{Broker, Reason, SecretKey, annotation, label};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Tokens that may let one in, the one to try first at the front. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tokens {
     pub(super) current: String,
-    /// The one before: after a rotation the broker's pod needs up to a minute to see the new one.
+    /// The one before.
     pub(super) previous: Option<String>,
-    /// The rotation that the spec asks for. It waits until the broker takes the current token: of three tokens only two are
-    /// valid, and a pod sees a new one up to a minute late.
+    /// The rotation that the spec asks for.
     pub(super) owed: Option<Rotation>,
 }
 
@@ -32,6 +35,8 @@ pub(super) struct Tokens {
 pub(super) struct Rotation {
     resource_version: Option<String>,
     revision: i64,
+    /// The token that is to come, once it was made.
+    pub(super) next: Option<String>,
 }
 
 /// The token that the user's Secret holds, or what is missing.
@@ -71,8 +76,11 @@ pub(super) async fn ensure(
     };
     let current = value(&secret, CURRENT).ok_or(Error::Incomplete("key `current` in its token Secret"))?;
     let written = secret.annotations().get(annotation::TOKEN_REVISION).and_then(|text| text.parse().ok());
-    let owed = is_owed(written, revision)
-        .then(|| Rotation { resource_version: secret.resource_version(), revision });
+    let owed = is_owed(written, revision).then(|| Rotation {
+        resource_version: secret.resource_version(),
+        revision,
+        next: value(&secret, NEXT),
+    });
     Ok(Ok(Tokens { current, previous: value(&secret, PREVIOUS), owed }))
 }
 
@@ -81,7 +89,7 @@ fn is_owed(written: Option<i64>, revision: i64) -> bool {
     written.is_none_or(|written| written < revision)
 }
 
-/// Makes a new token; the broker has just taken `current`, which becomes the one before.
+/// Makes the token that is to come, or brings it in: the broker takes it already.
 pub(super) async fn rotate(
     context: &Context,
     broker: &Broker,
@@ -91,18 +99,26 @@ pub(super) async fn rotate(
 ) -> Result<()> {
     let name = token_secret_name(&broker.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let patch = json!({
-        "metadata": {
-            "resourceVersion": rotation.resource_version,
-            "annotations": { annotation::TOKEN_REVISION: rotation.revision.to_string() },
-        },
-        "stringData": { CURRENT: random_token(), PREVIOUS: current },
-    });
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    api.patch(&name, &parameters, &Patch::Merge(&patch))
+    api.patch(&name, &parameters, &Patch::Merge(&patch(current, rotation)))
         .await
         .map_err(Error::api(format!("rotate Secret {name:?}")))?;
     Ok(())
+}
+
+fn patch(current: &str, rotation: &Rotation) -> Value {
+    let version = &rotation.resource_version;
+    match &rotation.next {
+        None => json!({ "metadata": { "resourceVersion": version }, "stringData": { NEXT: random_token() } }),
+        Some(next) => json!({
+            "metadata": {
+                "resourceVersion": version,
+                "annotations": { annotation::TOKEN_REVISION: rotation.revision.to_string() },
+            },
+            "data": { NEXT: null },
+            "stringData": { CURRENT: next, PREVIOUS: current },
+        }),
+    }
 }
 
 async fn create(
@@ -146,7 +162,23 @@ fn random_token() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::is_owed;
+    use super::*;
+
+    #[test]
+    fn a_new_token_stands_beside_the_others_before_anybody_is_told_to_use_it() {
+        let rotation = |next: Option<&str>| Rotation {
+            resource_version: Some("7".to_owned()),
+            revision: 3,
+            next: next.map(str::to_owned),
+        };
+        let staged = patch("one", &rotation(None));
+        assert_eq!(staged["stringData"].as_object().unwrap().keys().collect::<Vec<_>>(), ["next"]);
+        assert_eq!(staged["metadata"], json!({ "resourceVersion": "7" }), "it is not done yet");
+        let brought_in = patch("one", &rotation(Some("two")));
+        assert_eq!(brought_in["stringData"], json!({ "current": "two", "previous": "one" }));
+        assert_eq!(brought_in["data"], json!({ "next": null }));
+        assert_eq!(brought_in["metadata"]["annotations"], json!({ annotation::TOKEN_REVISION: "3" }));
+    }
 
     #[test]
     fn tokens_are_rotated_upward_only() {
