@@ -129,7 +129,8 @@ impl Run<'_> {
             let now = self.context.now();
             let mut events: Vec<_> = arrived.iter().filter_map(settled).map(|(_, event)| event).collect();
             events.append(&mut fresh);
-            if self.timers_count(now) {
+            let unread = self.unread(now);
+            if unread.is_none() {
                 events.push(Event::TimerFired);
             }
             match self.fold_and_commit(events, arrived, now).await? {
@@ -141,8 +142,12 @@ impl Run<'_> {
                 return self.end().await;
             }
             let performed = perform::perform(self, now).await?;
-            let blocked = performed.blocked.is_some();
-            self.context.memory.hold_up(&self.uid, performed.blocked.as_deref(), Instant::now());
+            let late = || {
+                unread.map(|name| format!("a timer waits until the completions of Broker {name:?} were read"))
+            };
+            let why = performed.blocked.or_else(late);
+            let blocked = why.is_some();
+            self.context.memory.hold_up(&self.uid, why.as_deref(), Instant::now());
             fresh = performed.events;
             if fresh.is_empty() && !performed.unfinished {
                 return Ok(self.next_look(blocked, now));
@@ -193,19 +198,17 @@ impl Run<'_> {
         brokers.find(|broker| self.context.inbox.read_to_end(broker).is_none()).map(|(_, name)| name)
     }
 
-    /// Whether timers may be applied: whatever was settled before one was due has to be heard first, or an outage turns
+    /// The broker that a timer waits for: whatever was settled before it was due has to be heard first, or an outage turns
     /// work that was done in time into a missed deadline. Deletion waits for no broker.
-    fn timers_count(&self, now: Timestamp) -> bool {
+    fn unread(&self, now: Timestamp) -> Option<String> {
         let due = self.state.next_timer(&self.plan).filter(|due| *due <= millis(now));
-        let Some(due) = due.filter(|_| self.object.metadata.deletion_timestamp.is_none()) else {
-            return true;
-        };
+        let due = due.filter(|_| self.object.metadata.deletion_timestamp.is_none())?;
         let due = Instant::now().checked_sub(Duration::from_millis(millis(now) - due));
-        let heard = |broker: &BrokerKey| {
+        let is_unread = |broker: &BrokerKey| {
             let read = self.context.inbox.read_to_end(broker);
-            read.is_some_and(|read| due.is_none_or(|due| read >= due))
+            read.is_none_or(|read| due.is_some_and(|due| read < due))
         };
-        self.brokers().iter().all(heard)
+        self.brokers().into_iter().find(is_unread).map(|(_, name)| name)
     }
 
     /// When the commit did not hold, everything is as before and what was taken is put back.
@@ -324,6 +327,7 @@ impl Run<'_> {
 
     fn next_look(&self, blocked: bool, now: Timestamp) -> Action {
         if blocked {
+            self.hurry(HURRY);
             return Action::requeue(if self.held_up().is_some() { LOOK_LATER } else { LOOK_AGAIN });
         }
         if self.object.status.as_ref().is_some_and(report::tells_of_a_hold_up) {
@@ -337,9 +341,14 @@ impl Run<'_> {
         if let Some(wait) = left.checked_sub(HURRY).filter(|wait| !wait.is_zero()) {
             return Action::requeue(wait.min(Duration::from_secs(3600)));
         }
-        let until = Instant::now() + left + HURRY;
+        self.hurry(left + HURRY);
+        Action::requeue(left.max(Duration::from_millis(10)))
+    }
+
+    /// Has completions read in short turns for a while: a timer wants to know that it comes after them.
+    fn hurry(&self, span: Duration) {
+        let until = Instant::now() + span;
         self.brokers().iter().for_each(|broker| self.context.inbox.hurry(broker, until));
-        Action::requeue(left.max(Duration::from_millis(50)))
     }
 
     fn spec_changed(&self) -> bool {
