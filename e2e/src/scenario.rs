@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use futures::future::BoxFuture;
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{Namespace, Pod},
+    api::core::v1::{Namespace, Pod, ServiceAccount},
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -70,7 +70,11 @@ impl World {
             .create(&PostParams::default(), &object)
             .await
             .context("failed to create a namespace")?;
-        Ok(())
+        // No pod is let in before there is one; after an outage of the API server that takes a while.
+        eventually("the namespace's service account", Duration::from_secs(120), || async {
+            self.get::<ServiceAccount>("default").await.map(drop)
+        })
+        .await
     }
 
     /// Has the scenario's namespace deleted.
