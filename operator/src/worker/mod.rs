@@ -136,7 +136,7 @@ where
 /// Changes when the policy of a Queue does; its depth, which changes all the time, is of no interest here.
 fn policy_of(queue: &Queue) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (queue.metadata.generation, policy::rests(queue)).hash(&mut hasher);
+    (queue.metadata.generation, policy::is_held(queue), policy::rests(queue)).hash(&mut hasher);
     hasher.finish()
 }
 

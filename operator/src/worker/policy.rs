@@ -44,14 +44,21 @@ pub(super) fn policy(
     }
 }
 
-/// Whether nothing of `queue` may be started: somebody said so, it was never declared, so that nobody knows whose its data
-/// is, or that turned out to be somebody else's.
-pub(super) fn rests(queue: &Queue) -> bool {
+/// Whether somebody said that nothing of `queue` may be started, or its data turned out to be somebody else's.
+pub(super) fn is_held(queue: &Queue) -> bool {
     let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother");
     let conditions = queue.status.iter().flat_map(|status| &status.conditions);
     let mut ready = conditions.filter(|condition| condition.type_ == condition::READY);
+    queue.spec.suspend || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
+}
+
+/// Whether nothing of `queue` is worth a pod: it is held, or was never declared.
+///
+/// Sidecars may ask for jobs of one that was never declared: a policy that says otherwise would reach them up to a minute
+/// after the declaration, and a broker that doesn't know the queue hands out nothing.
+pub(super) fn rests(queue: &Queue) -> bool {
     let declared = queue.status.as_ref().is_some_and(|status| status.backend_id.is_some());
-    queue.spec.suspend || !declared || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
+    is_held(queue) || !declared
 }
 
 fn queue(bound: &BoundQueue) -> QueuePolicy {
@@ -61,7 +68,7 @@ fn queue(bound: &BoundQueue) -> QueuePolicy {
         physical: bound.physical.clone(),
         broker: bound.broker.clone(),
         weight: bound.weight,
-        suspended: rests(&bound.queue),
+        suspended: is_held(&bound.queue),
         lease: spec.lease.get(),
         timeout: spec.timeout.get(),
         retry: RetryPolicy {
@@ -153,7 +160,7 @@ mod tests {
         };
         let mut new = with("Unknown", "WaitingForBroker");
         new.status.as_mut().unwrap().backend_id = None;
-        assert!(rests(&new), "never declared");
+        assert!(rests(&new) && !is_held(&new), "never declared");
         new.status = None;
         assert!(rests(&new), "not even looked at");
         assert!(rests(&with("False", "BackendChanged")));
