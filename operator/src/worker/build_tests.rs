@@ -50,6 +50,7 @@ fn sidecar() -> Value {
             { "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } },
             { "name": "LONGSHORE_HANDLER", "value": r#"{"http":{"port":8080,"path":"/"}}"# },
             { "name": "LONGSHORE_DRAIN_TIMEOUT_MS", "value": "600000" },
+            { "name": "MIMALLOC_ALLOW_THP", "value": "0" },
         ],
         "ports": [{ "name": "lsh-admin", "containerPort": 7421, "protocol": "TCP" }],
         "startupProbe": probe("/livez", 1, 60),
