@@ -232,7 +232,7 @@ async fn a_queue_that_was_suspended_while_a_pull_waited_hands_out_nothing() {
     let mut pod = pulling(|_| {}).await;
     let waiting = async { claim(&pod, 5000).await.1 };
     let suspending = async {
-        eventually("the claim waits", || async { pod.broker.claims() >= 1 }).await;
+        eventually("the claim waits", || async { pod.broker.waits() == 1 }).await;
         let mut policy = pod.policy.clone();
         policy.queues[0].suspended = true;
         policy.concurrency = 9;

@@ -56,6 +56,7 @@ struct State {
     faults: VecDeque<(ErrorKind, bool)>,
     payloads: Arc<()>,
     claims: u64,
+    waits: u64,
     extends: u64,
     receipts: u64,
 }
@@ -132,6 +133,11 @@ impl Broker {
 
     pub(crate) fn claims(&self) -> u64 {
         self.state.lock().unwrap().claims
+    }
+
+    /// Claims that found nothing and waited.
+    pub(crate) fn waits(&self) -> u64 {
+        self.state.lock().unwrap().waits
     }
 
     pub(crate) fn extends(&self) -> u64 {
@@ -320,6 +326,7 @@ impl Driver for Broker {
         self.state.lock().unwrap().claims += 1;
         let mut changed = self.changed.subscribe();
         let deadline = Instant::now() + claim.wait;
+        let mut waited = false;
         loop {
             changed.mark_unchanged();
             self.check()?;
@@ -333,6 +340,9 @@ impl Driver for Broker {
                     tokio::time::sleep(delay).await;
                 }
                 return Ok(taken);
+            }
+            if !std::mem::replace(&mut waited, true) {
+                self.state.lock().unwrap().waits += 1;
             }
             changed.mark_unchanged();
             let due = self.next_due(queue).map_or(deadline, |due| due.min(deadline));
