@@ -26,6 +26,18 @@ pub enum Lease {
     Connection,
 }
 
+/// What the death of a broker leaves of what it acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub enum Durability {
+    /// Nothing.
+    None,
+    /// Everything when its process dies; when its machine does, the last moments may be lost.
+    Process,
+    /// Everything, also when its machine dies.
+    Machine,
+}
+
 /// How far into the future a job can be put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,6 +45,10 @@ pub struct Delay {
     /// The longest delay, in milliseconds on the wire.
     #[serde(with = "crate::time::millis", rename = "maxMs")]
     pub max: Duration,
+}
+
+fn no_durability() -> Durability {
+    Durability::None
 }
 
 /// The capabilities of one broker. What an older one doesn't speak of, it can't do.
@@ -72,9 +88,12 @@ pub struct Capabilities {
     /// Depths are exact.
     #[serde(default)]
     pub exact_depth: bool,
-    /// What was acknowledged survives the death of the broker's process and machine.
+    /// Jobs of one ordering key are handed out one by one, in the order in which they were enqueued.
     #[serde(default)]
-    pub durable: bool,
+    pub fifo: bool,
+    /// What the death of the broker leaves of what it acknowledged.
+    #[serde(default = "no_durability", deserialize_with = "crate::lenient::durability")]
+    pub durability: Durability,
     /// Sizes.
     pub limits: Limits,
 }

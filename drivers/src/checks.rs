@@ -1,6 +1,8 @@
 //! What every backend checks before it looks at a call.
 
-use crate::{Claim, Error, JobState, Limits, ReadCompletions, Result};
+use crate::{
+    Claim, Error, ErrorKind, JobState, Limits, NewJob, Ordering, QueueName, ReadCompletions, Result,
+};
 use std::time::Duration;
 
 /// No call works on more items than this.
@@ -20,6 +22,24 @@ pub(crate) fn claim(claim: &Claim) -> Result<()> {
         return Err(Error::invalid("claim.max must be at least 1"));
     }
     lease(claim.lease)
+}
+
+/// An ordering key means something only where there is an order.
+pub(crate) fn ordering_key(job: &NewJob, ordering: Ordering) -> Result<()> {
+    if job.ordering_key.is_some() && ordering != Ordering::Fifo {
+        return Err(Error::invalid("a job's orderingKey needs a queue whose ordering is Fifo"));
+    }
+    Ok(())
+}
+
+/// Jobs are handed out in one order as long as a queue exists: those that wait were promised it.
+#[cfg(feature = "memory")]
+pub(crate) fn same_ordering(queue: &QueueName, known: Ordering, wanted: Ordering) -> Result<()> {
+    if known != wanted {
+        let message = format!("queue {queue} is {known:?}; its ordering can't be changed to {wanted:?}");
+        return Err(Error::new(ErrorKind::Conflict, message));
+    }
+    Ok(())
 }
 
 /// A lease lasts for some time, not for ever.

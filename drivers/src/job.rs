@@ -212,6 +212,9 @@ pub struct NewJob {
     /// Metadata that travels to the handler (`traceparent`, `Job-Meta-…`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
+    /// On a queue whose ordering is Fifo: jobs with the same key run one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordering_key: Option<String>,
     /// Whom to tell when the job leaves the broker.
     #[serde(default, deserialize_with = "crate::strict::notify", skip_serializing_if = "Option::is_none")]
     pub notify: Option<Notify>,
@@ -246,15 +249,9 @@ impl NewJob {
     /// # Errors
     /// `TooLarge` or `Invalid`, naming the field and the limit.
     pub fn validate(&self, limits: &Limits) -> Result<()> {
-        let legal = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
-        if self.job_type.is_empty()
-            || self.job_type.len() > Limits::JOB_TYPE
-            || !self.job_type.bytes().all(legal)
-        {
-            return Err(Error::invalid(format!(
-                "a job's type must be 1 to {} printable ASCII characters without spaces, quotes and backslashes",
-                Limits::JOB_TYPE
-            )));
+        check_word("a job's type", &self.job_type, Limits::JOB_TYPE)?;
+        if let Some(key) = &self.ordering_key {
+            check_word("a job's orderingKey", key, Limits::ORDERING_KEY)?;
         }
         check_payload("payload", &self.payload, limits.max_payload)?;
         let header_bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -277,6 +274,16 @@ impl NewJob {
         self.overrides.validate()?;
         self.notify.as_ref().map_or(Ok(()), Notify::validate)
     }
+}
+
+fn check_word(what: &str, word: &str, limit: usize) -> Result<()> {
+    let legal = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
+    if word.is_empty() || word.len() > limit || !word.bytes().all(legal) {
+        return Err(Error::invalid(format!(
+            "{what} must be 1 to {limit} printable ASCII characters without spaces, quotes and backslashes"
+        )));
+    }
+    Ok(())
 }
 
 /// Checks a payload's or result's size and media type.
@@ -335,6 +342,8 @@ pub enum JobState {
     Scheduled,
     /// Waits for its next attempt.
     Retrying,
+    /// Waits until the job before it, which has the same ordering key, is over.
+    Blocked,
     /// Claimed, under a lease.
     Active,
     /// Ended well; kept until retention ends.
@@ -511,6 +520,9 @@ pub struct Claimed {
     /// Metadata.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
+    /// Its ordering key, if it was given one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordering_key: Option<String>,
     /// The number of this attempt, from 1.
     pub attempt: u32,
     /// The number of this delivery, from 1.

@@ -4,7 +4,7 @@
 //! know in place of one of ours becomes the nearest one that does no harm. Requests are strict instead: see
 //! [`crate::strict`].
 
-use crate::{DeadReason, ErrorKind, IdMemory, JobState, Lease};
+use crate::{DeadReason, Durability, ErrorKind, IdMemory, JobState, Lease};
 use serde::{
     Deserialize, Deserializer,
     de::{Error as _, IgnoredAny, IntoDeserializer, MapAccess, Visitor, value},
@@ -29,6 +29,11 @@ pub(crate) fn job_state<'de, D: Deserializer<'de>>(input: D) -> Result<JobState,
 /// Nothing to rely on.
 pub(crate) fn id_memory<'de, D: Deserializer<'de>>(input: D) -> Result<IdMemory, D::Error> {
     Ok(known(input)?.unwrap_or(IdMemory::None))
+}
+
+/// Nothing to rely on.
+pub(crate) fn durability<'de, D: Deserializer<'de>>(input: D) -> Result<Durability, D::Error> {
+    Ok(known(input)?.unwrap_or(Durability::None))
 }
 
 /// Nothing that could be extended.

@@ -28,7 +28,7 @@ pub mod http;
 #[cfg(feature = "memory")]
 pub mod memory;
 
-pub use capability::{Capabilities, Delay, IdMemory, Lease};
+pub use capability::{Capabilities, Delay, Durability, IdMemory, Lease};
 pub use completion::{
     Address, Completion, CompletionPage, CompletionReceipt, Notify, ReadCompletions, StoredResult,
 };
@@ -40,5 +40,5 @@ pub use job::{
 };
 pub use limits::Limits;
 pub use name::{QueueName, QueueNameError};
-pub use queue::{Declaration, Declared, Owner, Probe, QueueSettings, QueueStats, Wake};
+pub use queue::{Declaration, Declared, Ordering, Owner, Probe, QueueSettings, QueueStats, Wake};
 pub use time::Timestamp;

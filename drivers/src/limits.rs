@@ -15,6 +15,8 @@ impl Limits {
     pub const JOB_ID: usize = 200;
     /// Characters of a job type.
     pub const JOB_TYPE: usize = 128;
+    /// Characters of an ordering key.
+    pub const ORDERING_KEY: usize = 128;
     /// Characters of a content type.
     pub const CONTENT_TYPE: usize = 128;
     /// Bytes of all names and values of a job's headers.

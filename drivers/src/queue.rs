@@ -28,6 +28,19 @@ pub struct Owner {
     pub uid: String,
 }
 
+/// In which order a queue hands its jobs out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub enum Ordering {
+    /// Roughly in the order in which they became ready; whatever is claimed, retried or delayed lets others pass.
+    #[default]
+    BestEffort,
+    /// Jobs of one ordering key strictly in the order in which they were enqueued, one at a time: the next one is handed
+    /// out when the one before is over. Jobs without a key have one together. A retry, a release or a delay holds up its
+    /// key, and no other.
+    Fifo,
+}
+
 /// The part of a queue's policy that the broker itself enforces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -45,6 +58,9 @@ pub struct QueueSettings {
     /// Hands out nothing; what runs goes on.
     #[serde(default)]
     pub paused: bool,
+    /// In which order jobs are handed out. It can't be changed: another one is a `Conflict`.
+    #[serde(default)]
+    pub ordering: Ordering,
 }
 
 impl Default for QueueSettings {
@@ -55,6 +71,7 @@ impl Default for QueueSettings {
             retain_completed: Duration::from_secs(3600),
             retain_dead: Duration::from_secs(14 * 24 * 3600),
             paused: false,
+            ordering: Ordering::BestEffort,
         }
     }
 }
@@ -94,6 +111,8 @@ pub struct QueueStats {
     pub active: Option<u64>,
     /// Wait for their next attempt.
     pub retrying: Option<u64>,
+    /// Wait behind another job of their ordering key.
+    pub blocked: Option<u64>,
     /// Dead.
     pub dead: Option<u64>,
     /// Since when the oldest ready job has been ready.

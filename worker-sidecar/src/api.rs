@@ -186,6 +186,7 @@ fn new_job(job_type: String, headers: &HeaderMap, bytes: Bytes) -> Result<NewJob
         delay: Duration::from_millis(number("job-delay-ms")?.unwrap_or_default()),
         overrides: Overrides { max_attempts, timeout: number("job-timeout-ms")?.map(Duration::from_millis) },
         headers: metadata(headers),
+        ordering_key: text("job-ordering-key")?.map(str::to_owned),
         notify: None,
     })
 }

@@ -29,6 +29,7 @@ pub(crate) fn queue(name: &str) -> QueuePolicy {
 /// A job in its attempt number `attempt`, never released.
 pub(crate) fn claimed(id: &str, attempt: u32) -> Claimed {
     Claimed {
+        ordering_key: None,
         id: JobId::new(id).unwrap(),
         receipt: Receipt(format!("receipt-of-{id}")),
         job_type: "emails.send".to_owned(),

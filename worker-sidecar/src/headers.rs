@@ -93,7 +93,8 @@ pub(crate) fn request(
         ("job-receipt", job.receipt.0.clone()),
         ("idempotency-key", id.to_owned()),
     ];
-    for (name, value) in lines {
+    let key = job.ordering_key.clone().map(|key| ("job-ordering-key", key));
+    for (name, value) in lines.into_iter().chain(key) {
         // What is no header value can't be sent; the broker checks types and media types when they come in.
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(HeaderName::from_static(name), value);

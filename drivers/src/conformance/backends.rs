@@ -73,7 +73,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn restart(&self) -> Result<()> {
-        Err(Error::new(ErrorKind::Unsupported, "durable: memory doesn't outlive a restart"))
+        Err(Error::new(ErrorKind::Unsupported, "durability: memory doesn't outlive a restart"))
     }
 
     async fn stop(&self) {

@@ -124,8 +124,16 @@ pub(crate) mod needs {
     };
     pub(crate) static EXACT: Need =
         Need { name: "exactDepth", holds: |capabilities| capabilities.exact_depth, refused: None };
-    pub(crate) static DURABLE: Need =
-        Need { name: "durable", holds: |capabilities| capabilities.durable, refused: None };
+    pub(crate) static DURABLE: Need = Need {
+        name: "durability",
+        holds: |capabilities| capabilities.durability >= crate::Durability::Process,
+        refused: None,
+    };
+    pub(crate) static FIFO: Need = Need {
+        name: "fifo",
+        holds: |capabilities| capabilities.fifo,
+        refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
+    };
 }
 
 /// Whether `answer` is an error of `kind`.

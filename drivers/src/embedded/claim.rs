@@ -232,6 +232,7 @@ fn decode(row: &Row<'_>) -> Result<Claimed> {
                     .map(|millis| Duration::from_millis(millis.unsigned_abs())),
             },
             headers: std::collections::BTreeMap::new(),
+            ordering_key: None,
             attempt: storage::count(row.get(6)?).saturating_add(1),
             delivery: storage::count(row.get(2)?).saturating_add(1),
             enqueued_at: Timestamp::from_millis(row.get(7)?),

@@ -7,12 +7,15 @@ use super::{
     storage::{Sql, code, column},
     transition::Tx,
 };
-use crate::{Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, Outcome, QueueName, Result};
+use crate::{
+    Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, Ordering, Outcome, QueueName, Result, checks,
+};
 use rusqlite::{OptionalExtension, params};
 
 /// Checks a job and prepares what needs no database, on the caller's thread.
 pub(super) fn prepare(mut job: NewJob, limits: &Limits) -> Result<NewRow> {
     job.validate(limits)?;
+    checks::ordering_key(&job, Ordering::BestEffort)?;
     let headers = if job.headers.is_empty() {
         None
     } else {

@@ -122,6 +122,7 @@ impl Tx<'_> {
             scheduled: Some(queue.count(JobState::Scheduled)),
             active: Some(queue.count(JobState::Active)),
             retrying: Some(queue.count(JobState::Retrying)),
+            blocked: Some(queue.count(JobState::Blocked)),
             dead: Some(queue.count(JobState::Dead)),
             oldest_ready_at: oldest.map(Timestamp::from_millis),
             next_due_at: due.into_iter().flatten().min().map(Timestamp::from_millis),
@@ -156,7 +157,11 @@ impl Tx<'_> {
                 failure: record.failure().unwrap_or_default(),
             }),
             JobState::Cancelled => Some(Outcome::Cancelled),
-            JobState::Ready | JobState::Scheduled | JobState::Retrying | JobState::Active => None,
+            JobState::Ready
+            | JobState::Scheduled
+            | JobState::Retrying
+            | JobState::Blocked
+            | JobState::Active => None,
         })
     }
 

@@ -31,9 +31,9 @@ pub use config::{Clock, Config, SystemClock};
 
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
-    Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
-    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
-    Settlement, Wake, WakeStream, checks,
+    Driver, Durability, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState,
+    Lease, Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt,
+    Result, Settlement, Wake, WakeStream, checks,
 };
 use async_trait::async_trait;
 use command::{Answer, Operation, expect_answer};
@@ -121,7 +121,8 @@ fn capabilities() -> Capabilities {
         result_store: true,
         wake: true,
         exact_depth: true,
-        durable: true,
+        fifo: false,
+        durability: Durability::Machine,
         limits: Limits::default(),
     }
 }

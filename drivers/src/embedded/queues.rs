@@ -7,7 +7,7 @@ use super::{
     transition::{End, Job, Tx},
 };
 use crate::{
-    Declaration, Declared, Error, ErrorKind, JobId, JobState, Limits, Outcome, Owner, QueueName,
+    Declaration, Declared, Error, ErrorKind, JobId, JobState, Limits, Ordering, Outcome, Owner, QueueName,
     QueueSettings, Result,
 };
 use rusqlite::{named_params, params};
@@ -19,6 +19,12 @@ impl Tx<'_> {
         declaration: &Declaration,
         backend_id: &str,
     ) -> Sql<Result<Answer>> {
+        if declaration.settings.ordering != Ordering::BestEffort {
+            return Ok(Err(Error::new(
+                ErrorKind::Unsupported,
+                "fifo: this broker hands jobs out at its best effort",
+            )));
+        }
         let known = self.state.find(name);
         if let Some(id) = known {
             if self.known(id).owner != declaration.owner && !declaration.adopt {
@@ -61,7 +67,8 @@ impl Tx<'_> {
 
     fn write_queue(&self, id: QueueId, declaration: &Declaration) -> Sql<()> {
         let Declaration { owner, settings, adopt: _ } = declaration;
-        let QueueSettings { max_depth, max_deliveries, retain_completed, retain_dead, paused } = settings;
+        let QueueSettings { max_depth, max_deliveries, retain_completed, retain_dead, paused, ordering: _ } =
+            settings;
         self.db
             .prepare_cached(
                 "UPDATE queues SET installation = :installation, uid = :uid, max_depth = :max_depth, \
@@ -152,7 +159,7 @@ impl Tx<'_> {
             return Ok(Err(no_job(id)));
         };
         match job.state {
-            JobState::Ready | JobState::Scheduled | JobState::Retrying => {
+            JobState::Ready | JobState::Scheduled | JobState::Retrying | JobState::Blocked => {
                 self.finish(&job, job.attempts, job.lost, &End::Cancelled)?;
                 Ok(Ok(JobState::Cancelled))
             }

@@ -47,7 +47,7 @@ pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
 }
 
 /// How many states there are.
-pub(super) const STATES: usize = 7;
+pub(super) const STATES: usize = 8;
 
 /// All states, in the order of their codes.
 pub(super) const BY_CODE: [JobState; STATES] = [
@@ -58,6 +58,7 @@ pub(super) const BY_CODE: [JobState; STATES] = [
     JobState::Succeeded,
     JobState::Dead,
     JobState::Cancelled,
+    JobState::Blocked,
 ];
 
 /// The number that stands for `state` in the database.
@@ -70,6 +71,7 @@ pub(super) const fn code(state: JobState) -> i64 {
         JobState::Succeeded => 4,
         JobState::Dead => 5,
         JobState::Cancelled => 6,
+        JobState::Blocked => 7,
     }
 }
 
@@ -135,6 +137,6 @@ mod tests {
             assert_eq!(state(code(known)), Some(known));
         }
         assert_eq!(state(-1), None);
-        assert_eq!(state(7), None);
+        assert_eq!(state(8), None);
     }
 }

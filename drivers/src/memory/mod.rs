@@ -3,13 +3,14 @@
 //! [`model`] decides, without waiting; this module waits. It is what other backends are compared with, and a broker for
 //! tests and local runs.
 
+mod lines;
 mod model;
 mod streams;
 
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
-    Driver, Enqueued, Error, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease, Limits,
-    ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
+    Driver, Durability, Enqueued, Error, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
+    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
     Settlement, Timestamp, Wake, WakeStream, checks,
 };
 use async_trait::async_trait;
@@ -186,7 +187,8 @@ fn capabilities() -> Capabilities {
         result_store: true,
         wake: true,
         exact_depth: true,
-        durable: false,
+        fifo: true,
+        durability: Durability::None,
         limits: Limits::default(),
     }
 }

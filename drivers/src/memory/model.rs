@@ -1,10 +1,10 @@
 //! The contract in plain maps: what each call means, without waiting, threads or disks. Time is an argument.
 
-use super::streams::Streams;
+use super::{lines::Lines, streams::Streams};
 use crate::{
     Claim, Claimed, DeadReason, Declaration, Enqueued, Error, ErrorKind, Extension, Failure, JobId,
     JobRecord, JobState, Limits, NewJob, Outcome, Owner, Payload, QueueName, QueueStats, Receipt, Result,
-    Settle, StoredResult, Timestamp, Wake, time::Steady,
+    Settle, StoredResult, Timestamp, Wake, checks, time::Steady,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -37,6 +37,7 @@ pub(super) struct Queue {
     declaration: Declaration,
     jobs: BTreeMap<u64, Job>,
     ids: HashMap<JobId, u64>,
+    lines: Lines,
     /// State, time (due, end of lease, begin of retention), number.
     order: BTreeSet<(JobState, i64, u64)>,
     counts: HashMap<JobState, u64>,
@@ -216,10 +217,12 @@ impl Model {
             if queue.declaration.owner != declaration.owner && !declaration.adopt {
                 return Err(Error::owned_by_another(name));
             }
+            checks::same_ordering(name, queue.declaration.settings.ordering, declaration.settings.ordering)?;
             queue.declaration = declaration;
             return Ok(false);
         }
         let queue = Queue {
+            lines: Lines::new(declaration.settings.ordering),
             declaration,
             jobs: BTreeMap::new(),
             ids: HashMap::new(),
@@ -252,6 +255,7 @@ impl Model {
         };
         if !job.state.is_terminal() {
             self.announce(name, number, &job, Outcome::Purged);
+            self.leave_line(name, number, &job);
         }
     }
 
@@ -266,6 +270,7 @@ impl Model {
         new.validate(limits)?;
         let id = new.id.take().unwrap_or_else(JobId::generate);
         let queue = self.known(name);
+        checks::ordering_key(&new, queue.declaration.settings.ordering)?;
         if let Some(number) = queue.ids.get(&id) {
             let known = &queue.jobs[number];
             if known.new.job_type != new.job_type || known.new.payload != new.payload {
@@ -282,7 +287,7 @@ impl Model {
             return Ok(Enqueued::Duplicate { id, state: outcome.state(), outcome: Some(outcome.clone()) });
         }
         let queue = self.known(name);
-        let waiting = [JobState::Ready, JobState::Scheduled, JobState::Retrying];
+        let waiting = [JobState::Ready, JobState::Scheduled, JobState::Retrying, JobState::Blocked];
         let depth: u64 = waiting.into_iter().map(|state| queue.count(state)).sum();
         let max_depth = queue.declaration.settings.max_depth;
         if new.notify.is_none() && depth >= max_depth {
@@ -318,6 +323,7 @@ impl Model {
             result: None,
         };
         let queue = self.known(name);
+        queue.lines.enter(job.new.ordering_key.as_deref(), number);
         queue.ids.insert(id, number);
         queue.place(number, None, Some((job.state, job.at)));
         queue.jobs.insert(number, job);
@@ -332,10 +338,15 @@ impl Model {
             return;
         };
         let from = (job.state, job.at);
+        let blocked = queue.lines.blocks(job.new.ordering_key.as_deref(), number);
         job.token = 0;
         match next {
             Next::Wait(due, later) => {
-                job.state = if due <= now.as_millis() { JobState::Ready } else { later };
+                job.state = match due <= now.as_millis() {
+                    _ if blocked => JobState::Blocked,
+                    true => JobState::Ready,
+                    false => later,
+                };
                 (job.at, job.due_at) = (due, Timestamp::from_millis(due));
             }
             Next::End(outcome) => {
@@ -352,7 +363,19 @@ impl Model {
         }
         if let Some(outcome) = job.outcome.clone() {
             self.announce(name, number, &job, outcome);
+            self.leave_line(name, number, &job);
         }
+    }
+
+    /// Of jobs with one ordering key the next one's turn has come.
+    fn leave_line(&mut self, name: &QueueName, number: u64, job: &Job) {
+        let next = self.known(name).lines.leave(job.new.ordering_key.as_deref(), number);
+        let Some(next) = next else { return };
+        // It could not be handed out before: those of other keys that were ready earlier come first.
+        let due = self.known(name).jobs[&next].at.max(self.now.as_millis());
+        let later =
+            if self.known(name).jobs[&next].attempts == 0 { JobState::Scheduled } else { JobState::Retrying };
+        self.go(name, next, Next::Wait(due, later));
     }
 
     pub(super) fn claim(&mut self, name: &QueueName, claim: &Claim) -> Vec<Claimed> {
@@ -387,6 +410,7 @@ impl Model {
                     lease_until,
                     last_failure: job.failure.clone(),
                     notify: job.new.notify.clone(),
+                    ordering_key: job.new.ordering_key.clone(),
                 };
                 queue.place(number, Some(from), Some((JobState::Active, lease_until.as_millis())));
                 claimed
@@ -535,7 +559,7 @@ impl Model {
         let number = *queue.ids.get(id).ok_or_else(|| no_job(id))?;
         let job = queue.jobs.get_mut(&number).ok_or_else(|| no_job(id))?;
         match job.state {
-            JobState::Ready | JobState::Scheduled | JobState::Retrying => {
+            JobState::Ready | JobState::Scheduled | JobState::Retrying | JobState::Blocked => {
                 self.go(name, number, Next::End(Outcome::Cancelled));
                 Ok(JobState::Cancelled)
             }
@@ -563,6 +587,8 @@ impl Model {
         }
         (job.attempts, job.lost, job.deliveries) = (0, 0, 0);
         (job.outcome, job.finished_at) = (None, None);
+        let key = job.new.ordering_key.clone();
+        queue.lines.enter(key.as_deref(), number);
         self.go(name, number, Next::Wait(now, JobState::Scheduled));
         Ok(())
     }
@@ -590,6 +616,7 @@ impl Queue {
             scheduled: Some(self.count(JobState::Scheduled)),
             active: Some(self.count(JobState::Active)),
             retrying: Some(self.count(JobState::Retrying)),
+            blocked: Some(self.count(JobState::Blocked)),
             dead: Some(self.count(JobState::Dead)),
             oldest_ready_at: self.nearest(JobState::Ready).map(Timestamp::from_millis),
             next_due_at: due.into_iter().flatten().min().map(Timestamp::from_millis),

@@ -3,8 +3,8 @@
 use super::{Server, Setup, config, eventually, in_time, owner, queue, stub::Stub};
 use futures::future::join_all;
 use longshore_drivers::{
-    Claim, Declaration, Driver, DriverExt, Enqueued, ErrorKind, JobId, JobState, Limits, ListJobs, NewJob,
-    Owner, Payload, ReadCompletions, Receipt, Settle, Settlement,
+    Claim, Declaration, Driver, DriverExt, Durability, Enqueued, ErrorKind, JobId, JobState, Limits,
+    ListJobs, NewJob, Owner, Payload, ReadCompletions, Receipt, Settle, Settlement,
     http::{client::HttpDriver, server::ApiLimits},
 };
 use std::{
@@ -59,9 +59,9 @@ async fn every_call_arrives() {
 async fn capabilities_are_assumed_until_they_are_known() {
     let server = Server::start().await;
     let client = server.client();
-    assert!(client.capabilities().durable);
+    assert_eq!(client.capabilities().durability, Durability::Machine);
     client.probe().await.unwrap();
-    assert!(!client.capabilities().durable);
+    assert_eq!(client.capabilities().durability, Durability::None);
     assert_eq!(client.capabilities(), server.stub.capabilities());
     let connected = HttpDriver::connect(config(server.address)).await.unwrap();
     assert_eq!(connected.capabilities(), server.stub.capabilities());

@@ -2,8 +2,8 @@
 
 use super::{config, in_time, queue, raw};
 use longshore_drivers::{
-    Address, Claim, DeadReason, Driver, Enqueued, ErrorKind, Failure, IdMemory, JobId, JobState, Lease,
-    NewJob, Outcome, Payload, ReadCompletions, Receipt, Settle, Settlement, StoredResult,
+    Address, Claim, DeadReason, Driver, Durability, Enqueued, ErrorKind, Failure, IdMemory, JobId, JobState,
+    Lease, NewJob, Outcome, Payload, ReadCompletions, Receipt, Settle, Settlement, StoredResult,
     http::client::HttpDriver,
 };
 use std::time::Duration;
@@ -56,7 +56,7 @@ async fn an_answer_in_unknown_words_concerns_its_item_only() {
             {"error":{"kind":"Frozen","message":"thaw it","retryable":false}},
             {"ok":{"merged":{"into":"c"}}},
             {"later":{}},
-            {"ok":{"duplicate":{"id":"e","state":"blocked","outcome":null}}}]}"#,
+            {"ok":{"duplicate":{"id":"e","state":"frozen","outcome":null}}}]}"#,
     )
     .await;
     let jobs = vec![NewJob::new("t", Payload::default()); 5];
@@ -121,7 +121,7 @@ async fn a_broker_that_speaks_of_more_or_less_can_be_probed() {
     .await;
     let capabilities = in_time(client.probe()).await.unwrap().capabilities;
     assert_eq!((capabilities.id_memory, capabilities.lease), (IdMemory::None, Lease::Connection));
-    assert!(capabilities.fencing && !capabilities.durable);
+    assert!(capabilities.fencing && capabilities.durability == Durability::None);
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
-    Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
-    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
-    Settlement, Timestamp, Wake, WakeStream,
+    Driver, Durability, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState,
+    Lease, Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt,
+    Result, Settlement, Timestamp, Wake, WakeStream,
 };
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -53,7 +53,8 @@ impl Default for Stub {
                 result_store: true,
                 wake: true,
                 exact_depth: false,
-                durable: false,
+                fifo: false,
+                durability: Durability::None,
                 limits: Limits::default(),
             },
             queues: Mutex::new(HashMap::from([(super::queue(), VecDeque::new())])),
@@ -117,6 +118,7 @@ fn claimed(id: JobId, job: NewJob) -> Claimed {
         lease_until: Timestamp::default(),
         last_failure: None,
         notify: job.notify,
+        ordering_key: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::build::url;
 use k8s_openapi::jiff::Timestamp;
 use longshore_crds::{Broker, BrokerStatus, Reason, condition, set_condition};
-use longshore_drivers::Probe;
+use longshore_drivers::{Durability, Probe};
 
 /// What was seen of a broker.
 pub(super) enum Seen {
@@ -71,7 +71,9 @@ fn durable(broker: &Broker, seen: &Seen) -> Reason {
         (Some(_), _) => {
             Reason::yes("Volume", "jobs are kept on a claimed volume, every acknowledgement after fsync")
         }
-        (None, Seen::Asked { answer: Ok(probe), .. }) if probe.capabilities.durable => {
+        (None, Seen::Asked { answer: Ok(probe), .. })
+            if probe.capabilities.durability == Durability::Machine =>
+        {
             Reason::yes("Reported", "the broker says that it keeps what it acknowledged")
         }
         (None, Seen::Asked { answer: Ok(_), .. }) => {
@@ -107,7 +109,7 @@ mod tests {
 
     fn answer(id: &str, durable: bool) -> Seen {
         let mut capabilities = HttpConfig::new("http://x", TokenSource::fixed("t")).unwrap().assumed;
-        capabilities.durable = durable;
+        capabilities.durability = if durable { Durability::Machine } else { Durability::None };
         let probe = Probe {
             backend: "embedded".to_owned(),
             version: "3".to_owned(),

@@ -19,5 +19,6 @@ pub(crate) fn settings(spec: &QueueSpec) -> QueueSettings {
         retain_completed: spec.retention.completed.get(),
         retain_dead: spec.retention.dead.get(),
         paused: spec.suspend,
+        ordering: longshore_drivers::Ordering::BestEffort,
     }
 }

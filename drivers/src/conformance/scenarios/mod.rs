@@ -3,6 +3,7 @@
 mod administration;
 mod completions;
 mod delivery;
+mod fifo;
 mod leases;
 mod lifecycle;
 mod limits;
@@ -35,6 +36,15 @@ scenarios! {
     delivery::unknown_queue_is_not_found: "Operations on a queue that was never declared are not found.";
     delivery::bad_requests_are_invalid: "A request that makes no sense is refused as such, item by item where it can be.";
     delivery::empty_batches_are_fine: "An empty batch is answered with an empty batch.";
+    fifo::ordering_fifo_one_at_a_time [FIFO]: "In a Fifo queue the jobs of a key are handed out in the order in which they were enqueued, one at a time.";
+    fifo::ordering_fifo_keys_are_independent [FIFO]: "A key that is held up holds up no other; jobs without a key have one together.";
+    fifo::ordering_fifo_retry_blocks_key [FIFO]: "A retry or a release holds up its key until the job is over.";
+    fifo::ordering_fifo_delay_blocks_key [FIFO, DELAY]: "A delayed job holds up its key.";
+    fifo::ordering_fifo_lost_lease_blocks_key [FIFO, LEASE, FENCING]: "A job that comes back after its lease comes before those behind it.";
+    fifo::ordering_fifo_any_end_frees_key [FIFO, CANCEL, INSPECT]: "Whatever way a job ends, the next one of its key follows.";
+    fifo::ordering_fifo_many_workers [FIFO]: "Many claimers do the jobs of a key in their order, retries included.";
+    fifo::ordering_key_needs_fifo: "An ordering key is refused where there is no order.";
+    fifo::ordering_cannot_be_changed [FIFO]: "The ordering of a queue can't be changed.";
     timing::delay_not_before_window [DELAY]: "A delayed job is never early, and late by little.";
     timing::claim_wakes_for_due_job [DELAY]: "A waiting claim gets a job when it becomes due.";
     timing::ordering_delayed_immediate_mix [DELAY]: "Immediate jobs overtake delayed ones, which come in the order of their due times.";

@@ -1,7 +1,7 @@
 //! What a backend without a capability must refuse, so that nothing is weakened in silence.
 
 use crate::conformance::{Fixture, Verdict, check, fixture::job, is_kind};
-use crate::{DriverExt, ErrorKind, JobId, JobState, ListJobs, QueueSettings};
+use crate::{DriverExt, ErrorKind, JobId, JobState, ListJobs, Ordering, QueueSettings};
 use std::time::Duration;
 
 pub(in crate::conformance) async fn delay(fixture: Fixture) -> Verdict {
@@ -13,14 +13,19 @@ pub(in crate::conformance) async fn delay(fixture: Fixture) -> Verdict {
 }
 
 pub(in crate::conformance) async fn pause(fixture: Fixture) -> Verdict {
-    let subject = fixture.subject().await?;
-    let declaration = crate::Declaration {
-        owner: crate::conformance::Subject::owner(),
-        settings: QueueSettings { paused: true, ..QueueSettings::default() },
-        adopt: false,
-    };
+    refused_settings(fixture, QueueSettings { paused: true, ..QueueSettings::default() }).await
+}
+
+pub(in crate::conformance) async fn fifo(fixture: Fixture) -> Verdict {
+    refused_settings(fixture, QueueSettings { ordering: Ordering::Fifo, ..QueueSettings::default() }).await
+}
+
+async fn refused_settings(fixture: Fixture, settings: QueueSettings) -> Verdict {
+    let subject = fixture.undeclared("jobs").await?;
+    let owner = crate::conformance::Subject::owner();
+    let declaration = crate::Declaration { owner, settings, adopt: false };
     let answer = subject.driver.declare(&subject.queue, declaration).await;
-    check!(is_kind(&answer, ErrorKind::Unsupported), "a pause: {answer:?}");
+    check!(is_kind(&answer, ErrorKind::Unsupported), "settings that it can't keep: {answer:?}");
     Ok(())
 }
 

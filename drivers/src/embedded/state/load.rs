@@ -2,7 +2,7 @@
 
 use super::{Queue, QueueId, State, slot};
 use crate::{
-    Address, JobState, Owner, QueueName, QueueSettings,
+    Address, JobState, Ordering, Owner, QueueName, QueueSettings,
     embedded::storage::{self, Sql},
 };
 use rusqlite::Connection;
@@ -61,6 +61,7 @@ impl State {
                 retain_completed: millis(6)?,
                 retain_dead: millis(7)?,
                 paused: row.get(8)?,
+                ordering: Ordering::BestEffort,
             };
             let owner = Owner { installation: storage::text(row, 2)?, uid: storage::text(row, 3)? };
             let mut queue = Queue::new(name.clone(), owner, settings);
@@ -88,7 +89,7 @@ impl State {
         };
         queue.counts[slot(state)] = jobs;
         match state {
-            JobState::Ready => {}
+            JobState::Ready | JobState::Blocked => {}
             JobState::Scheduled | JobState::Retrying | JobState::Active => self.due.lower(&id, at),
             JobState::Succeeded | JobState::Dead | JobState::Cancelled => self.sweeps.lower(&id, 0),
         }

@@ -1,7 +1,7 @@
 //! What a client is told when it is made.
 
 use super::TokenSource;
-use crate::{Capabilities, Delay, Error, ErrorKind, IdMemory, Lease, Limits, Result};
+use crate::{Capabilities, Delay, Durability, Error, ErrorKind, IdMemory, Lease, Limits, Result};
 use http::{
     Uri,
     uri::{Authority, PathAndQuery, Scheme},
@@ -62,7 +62,8 @@ fn embedded() -> Capabilities {
         result_store: true,
         wake: true,
         exact_depth: true,
-        durable: true,
+        fifo: false,
+        durability: Durability::Machine,
         limits: Limits::default(),
     }
 }

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use longshore_drivers::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Delay,
-    Driver, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState, Lease,
-    Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result,
-    Settle, Settlement, Timestamp, WakeStream,
+    Driver, Durability, Enqueued, Error, ErrorKind, Extension, IdMemory, JobId, JobPage, JobRecord, JobState,
+    Lease, Limits, ListJobs, NewJob, Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt,
+    Result, Settle, Settlement, Timestamp, WakeStream,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -255,6 +255,7 @@ fn lease(job: &mut Job, number: u64, lease: Duration, payloads: &Arc<()>) -> Cla
         ready_at: now,
         lease_until: now.after(lease),
         last_failure: None,
+        ordering_key: job.new.ordering_key.clone(),
         notify: None,
     }
 }
@@ -291,7 +292,8 @@ static CAPABILITIES: LazyLock<Capabilities> = LazyLock::new(|| Capabilities {
     result_store: true,
     wake: true,
     exact_depth: true,
-    durable: false,
+    fifo: false,
+    durability: Durability::None,
     limits: Limits::default(),
 });
 
