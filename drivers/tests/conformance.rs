@@ -99,6 +99,7 @@ fn trial(
             "name": scenario.name,
             "status": status,
             "guarantee": scenario.guarantee,
+            "needs": scenario.needs.iter().map(|need| need.name).collect::<Vec<_>>(),
             "measured": measured,
         });
         let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,6 +146,7 @@ fn write(name: &str, probe: &Probe, findings: &Findings) {
     let report = json!({
         "broker": name,
         "server_version": probe.version,
+        "capabilities": probe.capabilities,
         "scenarios": scenarios,
     });
     let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR")
