@@ -8,6 +8,7 @@ mod backends;
 mod fixture;
 mod http_backend;
 mod scenarios;
+pub mod servers;
 
 pub use backends::{Backend, Broker, by_name};
 pub use fixture::{Failed, Fixture, Subject, eventually};
