@@ -76,7 +76,7 @@ pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
     for fault in Fault::ALL {
         direct.enqueue(job()).await?;
         let held = direct.next().await?;
-        healthy(&fixture, &proxy, &subject, fault).await?;
+        healthy(&fixture, &subject, fault).await?;
         fault.begin(&fixture, &proxy).await?;
         let told = join_all(calls(&subject, &held, &fixture.address("told")?)).await;
         fault.end(&fixture, &proxy).await?;
@@ -89,20 +89,19 @@ pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
             );
             worst = worst.max(took);
         }
-        healthy(&fixture, &proxy, &subject, fault).await?;
+        healthy(&fixture, &subject, fault).await?;
     }
     fixture.measure(format!("every call ended within {worst:.1?}"));
     Ok(())
 }
 
 /// The handle that was there all along does everything again, by itself.
-async fn healthy(fixture: &Fixture, _: &Proxy, subject: &Subject, fault: Fault) -> Verdict {
+async fn healthy(fixture: &Fixture, subject: &Subject, fault: Fault) -> Verdict {
     // A queue of its own: what was asked for during the fault may still be done, late.
     let healthy = Subject { queue: fixture.queue_name(&format!("{fault:?}").to_lowercase())?, ..subject.clone() };
-    let owner = || Subject::owner();
     eventually("the handle works again", || async {
         let settings = crate::QueueSettings::default();
-        let declaration = crate::Declaration { owner: owner(), settings, adopt: false };
+        let declaration = crate::Declaration { owner: Subject::owner(), settings, adopt: false };
         Ok(healthy.driver.declare(&healthy.queue, declaration).await.is_ok())
     })
     .await?;
@@ -171,13 +170,13 @@ impl Tally {
 async fn torment(fixture: &Fixture, proxy: &Proxy, tally: &Tally) -> Verdict {
     let tormented = async {
         for fault in Fault::ALL {
-            tally.all(&format!("calls go well before {fault:?}"), |tally| &tally.done, 2).await?;
+            tally.all(&format!("calls go well before {fault:?}"), |tally| &tally.done, 20).await?;
             fault.begin(fixture, proxy).await?;
             let felt = tally.all(&format!("calls fail during {fault:?}"), |tally| &tally.failed, 1).await;
             fault.end(fixture, proxy).await?;
             felt?;
         }
-        tally.all("calls go well in the end", |tally| &tally.done, 2).await
+        tally.all("calls go well in the end", |tally| &tally.done, 20).await
     };
     let ended: Verdict = tormented.await;
     tally.stop();
@@ -468,9 +467,8 @@ pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
     check!(extend.is_err(), "an extension through a broken network: {extend:?}");
     let again: Claimed = direct.next().await?;
     check_eq!((&again.id, again.attempt, again.delivery), (&id, 1, 2), "the job after its lease");
-    let early = held.lease_until.since(again.lease_until.after(Duration::ZERO)) > Duration::ZERO;
     let began = again.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;
-    check!(!early && began >= held.lease_until.as_millis(), "the second lease began before the first ended");
+    check!(began >= held.lease_until.as_millis(), "the second lease began before the first ended");
     proxy.heal();
     let mut late = cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
     for _ in 0..100 {

@@ -99,8 +99,7 @@ async fn round(fixture: &Fixture, proxy: &Proxy, number: usize) -> Result<usize,
     let jobs = round.history.jobs().len();
     check_eq!(jobs, ROUND, "jobs of a round");
     judge(&direct, &round.history).await?;
-    let fixture_owner = Subject::owner();
-    direct.driver.delete_queue(&direct.queue, &fixture_owner).await?;
+    direct.driver.delete_queue(&direct.queue, &Subject::owner()).await?;
     Ok(faults)
 }
 
@@ -228,18 +227,23 @@ async fn look(round: &Round, client: &Client, id: &JobId) -> Verdict {
     }
 }
 
-/// Faults at moments that look random, until all jobs were sent; what is left then comes back by itself.
+/// Faults of each kind in turn, at moments that look random, at least until all jobs were sent; what is left then comes
+/// back by itself.
 async fn break_things(fixture: &Fixture, proxy: &Proxy, round: &Round, seed: u64) -> Result<usize, Failed> {
+    let kinds = Fault::ALL.len();
     let mut faults = 0;
-    let mut roll = seed * 1000;
-    while !round.is_over()? && (faults < 4 || !round.produced.load(Ordering::Relaxed)) {
-        roll += 3;
-        tokio::time::sleep(Duration::from_millis(100 + dice(roll) % 400)).await;
-        let fault = Fault::ALL[usize::try_from(dice(roll + 1) % 6)?];
+    while !round.over.load(Ordering::Relaxed)
+        && (faults < kinds || !round.produced.load(Ordering::Relaxed))
+        && !round.is_over()?
+    {
+        let roll = (seed * 1000 + faults as u64) * 3;
+        tokio::time::sleep(Duration::from_millis(50 + dice(roll) % 400)).await;
+        let fault = Fault::ALL[faults % kinds];
         fault.begin(fixture, proxy).await?;
-        tokio::time::sleep(Duration::from_millis(dice(roll + 2) % 300)).await;
+        tokio::time::sleep(Duration::from_millis(dice(roll + 1) % 300)).await;
         fault.end(fixture, proxy).await?;
         faults += 1;
     }
+    check!(faults >= kinds, "the jobs were done before each of {kinds} faults had its turn: {faults}");
     Ok(faults)
 }
