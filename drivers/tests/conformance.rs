@@ -4,7 +4,9 @@
 
 use futures::FutureExt;
 use libtest_mimic::{Arguments, Failed, Trial};
-use longshore_drivers::conformance::{ALL, Backend, Broker, Fixture, Offer, Run, Scenario, by_name, use_broker_binary};
+use longshore_drivers::conformance::{
+    ALL, Backend, Broker, Fixture, Offer, Run, Scenario, by_name, use_broker_binary,
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,

@@ -50,11 +50,7 @@ impl Fixture {
         static RUN: OnceLock<String> = OnceLock::new();
         let run = RUN.get_or_init(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_owned());
         let trial = TRIALS.fetch_add(1, Ordering::Relaxed);
-        Self {
-            broker,
-            prefix: format!("{}-{run}-{trial}", prefix.into()),
-            measured: Arc::default(),
-        }
+        Self { broker, prefix: format!("{}-{run}-{trial}", prefix.into()), measured: Arc::default() }
     }
 
     /// Where a figure goes that the scenario measured.

@@ -167,7 +167,6 @@ async fn pass(
     loop {
         let now = *weather.borrow_and_update();
         match now {
-            Weather::Fair => return Ok(read),
             Weather::Reset => return Err(Broken),
             Weather::Silent => weather.changed().await.map_err(|_| Broken)?,
             Weather::Slow(by) => {
@@ -175,7 +174,7 @@ async fn pass(
                 return Ok(read);
             }
             Weather::Cut(which, after) if which == side => return Ok(read.min(after.saturating_sub(passed))),
-            Weather::Cut(..) => return Ok(read),
+            Weather::Fair | Weather::Cut(..) => return Ok(read),
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::operations::{End, Operation, Sent};
 use longshore_drivers::{
     Address, Claim, Claimed, CompletionReceipt, DeadReason, Declaration, DriverExt, DynDriver, Enqueued,
-    Error, Failure, JobId, JobRecord, ListJobs, NewJob, Notify, Ordering, Owner, Payload,
-    QueueName, QueueSettings, QueueStats, ReadCompletions, Receipt, Settle,
+    Error, Failure, JobId, JobRecord, ListJobs, NewJob, Notify, Ordering, Owner, Payload, QueueName,
+    QueueSettings, QueueStats, ReadCompletions, Receipt, Settle,
 };
 use std::{
     collections::BTreeMap,
@@ -181,7 +181,7 @@ impl Side {
             }
             Operation::Inspect(job) => {
                 let record = driver.inspect(queue, &self.job(*job)).await?;
-                Ok(record.map_or_else(|| "unknown".into(), |record| self.record(record)))
+                Ok(record.map_or_else(|| "unknown".into(), |record| self.record(&record)))
             }
             Operation::Result(job) => {
                 let results = driver.results(queue, vec![self.job(*job)]).await?;
@@ -190,7 +190,7 @@ impl Side {
             Operation::List(state) => {
                 let list = ListJobs { state: *state, limit: 1000, after: None };
                 let page = driver.list(queue, list).await?;
-                let mut jobs: Vec<_> = page.jobs.into_iter().map(|record| self.record(record)).collect();
+                let mut jobs: Vec<_> = page.jobs.into_iter().map(|record| self.record(&record)).collect();
                 // Which of two comes first is the broker's choice where both came at one moment.
                 jobs.sort();
                 Ok(format!("{} more: {}", jobs.join(", "), page.next.is_some()))
@@ -238,7 +238,9 @@ impl Side {
         let number = self.number(enqueued.id());
         match enqueued {
             Enqueued::Created { .. } => format!("#{number} is new"),
-            Enqueued::Duplicate { state, outcome, .. } => format!("#{number} is known: {state:?} {outcome:?}"),
+            Enqueued::Duplicate { state, outcome, .. } => {
+                format!("#{number} is known: {state:?} {outcome:?}")
+            }
         }
     }
 
@@ -259,7 +261,7 @@ impl Side {
         )
     }
 
-    fn record(&mut self, record: JobRecord) -> String {
+    fn record(&mut self, record: &JobRecord) -> String {
         let number = self.number(&record.id);
         let (leased, over) = (record.lease_until.is_some(), record.finished_at.is_some());
         let later = record.due_at.since(record.enqueued_at) > LATER / 2;

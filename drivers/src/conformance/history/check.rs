@@ -174,8 +174,7 @@ impl<'a> Story<'a> {
     /// Not where it has to be.
     fn lost(&self, fate: Fate) -> Option<String> {
         let heard = |what| self.enqueues.iter().any(|enqueue| enqueue.heard == what);
-        let may_have_ended =
-            self.settles.iter().any(|settle| settle.ends && settle.heard == Heard::Nothing);
+        let may_have_ended = self.settles.iter().any(|settle| settle.ends && settle.heard == Heard::Nothing);
         match fate {
             Fate::Unknown if heard(Heard::Done) => Some("it was acknowledged, and it is gone".to_owned()),
             Fate::Unknown if !self.claims.is_empty() => Some("it was handed out, and it is gone".to_owned()),

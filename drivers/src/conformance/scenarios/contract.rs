@@ -129,8 +129,7 @@ async fn closed(fixture: &Fixture, subject: &Subject) -> Verdict {
     subject.enqueue(job()).await?;
     let held = subject.next().await?;
     subject.driver.close().await;
-    for Story { name, answer, took, .. } in
-        join_all(calls(subject, &held, &fixture.address("closed")?)).await
+    for Story { name, answer, took, .. } in join_all(calls(subject, &held, &fixture.address("closed")?)).await
     {
         check_eq!(kind(answer), Some(ErrorKind::Unavailable), "{name} after the close");
         check!(took < SOON, "{name} after the close took {took:?}");

@@ -98,7 +98,8 @@ pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
 /// The handle that was there all along does everything again, by itself.
 async fn healthy(fixture: &Fixture, subject: &Subject, fault: Fault) -> Verdict {
     // A queue of its own: what was asked for during the fault may still be done, late.
-    let healthy = Subject { queue: fixture.queue_name(&format!("{fault:?}").to_lowercase())?, ..subject.clone() };
+    let healthy =
+        Subject { queue: fixture.queue_name(&format!("{fault:?}").to_lowercase())?, ..subject.clone() };
     eventually("the handle works again", || async {
         let settings = crate::QueueSettings::default();
         let declaration = crate::Declaration { owner: Subject::owner(), settings, adopt: false };
@@ -282,11 +283,8 @@ pub(super) async fn consume_after_broker_recovery(fixture: Fixture) -> Verdict {
         }
     };
     let listening = listen(&fixture, &through, CONSUMERS, &tally);
-    let (tormented, consumed, heard) = tokio::join!(
-        torment(&fixture, &proxy, &tally),
-        try_join_all((0..CONSUMERS).map(consume)),
-        listening
-    );
+    let (tormented, consumed, heard) =
+        tokio::join!(torment(&fixture, &proxy, &tally), try_join_all((0..CONSUMERS).map(consume)), listening);
     tormented?;
     consumed?;
     judge(&direct, &history).await?;
@@ -333,18 +331,16 @@ async fn listen(
     tally: &Tally,
 ) -> Result<BTreeSet<JobId>, Failed> {
     let address = fixture.address("done")?;
-    let mut acknowledged = BTreeSet::new();
+    let (mut heard, mut acknowledged) = (BTreeSet::new(), BTreeSet::new());
     while !tally.is_over() {
-        let read = ReadCompletions {
-            max: 20,
-            wait: Duration::from_millis(50),
-            lease: Duration::from_millis(500),
-        };
+        let read =
+            ReadCompletions { max: 20, wait: Duration::from_millis(50), lease: Duration::from_millis(500) };
         let page = subject.driver.completions(&address, read).await;
         tally.count(number, &page)?;
         let completions = page.map(|page| page.completions).unwrap_or_default();
         for completion in &completions {
             check!(!acknowledged.contains(&completion.job), "{} came after its end", completion.job);
+            heard.insert(completion.job.clone());
         }
         let receipts: Vec<CompletionReceipt> =
             completions.iter().map(|completion| completion.receipt.clone()).collect();
@@ -356,10 +352,10 @@ async fn listen(
             tokio::time::sleep(PAUSE).await;
         }
     }
-    Ok(acknowledged)
+    Ok(heard)
 }
 
-/// What had not been acknowledged when the faults were over.
+/// What had not been heard of when the faults were over.
 async fn the_rest(
     fixture: &Fixture,
     subject: &Subject,
@@ -470,13 +466,15 @@ pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
     let began = again.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;
     check!(began >= held.lease_until.as_millis(), "the second lease began before the first ended");
     proxy.heal();
-    let mut late = cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
+    let mut late =
+        cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
     for _ in 0..100 {
         if !is_kind(&late, ErrorKind::Unavailable) {
             break;
         }
         tokio::time::sleep(PAUSE).await;
-        late = cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
+        late =
+            cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
     }
     check!(is_kind(&late, ErrorKind::StaleReceipt), "the settle of whoever was cut off: {late:?}");
     direct.succeed(&again).await

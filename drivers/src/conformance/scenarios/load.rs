@@ -191,7 +191,7 @@ async fn listen(subject: &Subject, address: &crate::Address, jobs: usize) -> Res
 
 /// How far ahead jobs are put of which the machine has shown how fast it takes them.
 fn ahead(took: Duration, done: u32, all: u32) -> Duration {
-    took * all / done.max(1) * 3 / 2
+    took * all / done.max(1) * 5 / 4
 }
 
 pub(super) async fn scheduled_100k_due_at_once(fixture: Fixture) -> Verdict {
@@ -219,13 +219,13 @@ pub(super) async fn scheduled_100k_due_at_once(fixture: Fixture) -> Verdict {
             check!(seen.insert(job.id), "a job was handed out twice");
         }
     }
-    let (begin, end) = (first.unwrap_or_default(), since.elapsed());
-    check!(end - begin < SOON * 3, "the jobs took {:?} to come", end - begin);
+    let begin = first.unwrap_or_default();
+    let lasted = since.elapsed().saturating_sub(begin);
+    check!(lasted < SOON * 3, "the jobs took {lasted:?} to come");
     check_eq!(subject.claim(10).await?.len(), 0, "jobs that are not due");
     fixture.measure(format!(
-        "enqueued in {enqueued:.1?}; the first came {:.1?} after they were due, all within {:.1?}",
+        "enqueued in {enqueued:.1?}; the first came {:.1?} after they were due, all within {lasted:.1?}",
         begin.saturating_sub(moment),
-        end - begin
     ));
     Ok(())
 }

@@ -29,11 +29,7 @@ pub(super) async fn config_option_fuzz(fixture: Fixture) -> Verdict {
 }
 
 /// Declares a queue with `settings`; `None` if they are refused as invalid.
-async fn declared(
-    fixture: &Fixture,
-    name: &str,
-    settings: QueueSettings,
-) -> Result<Option<Subject>, Failed> {
+async fn declared(fixture: &Fixture, name: &str, settings: QueueSettings) -> Result<Option<Subject>, Failed> {
     let subject = fixture.undeclared(name).await?;
     let declaration = Declaration { owner: Subject::owner(), settings: settings.clone(), adopt: false };
     match subject.driver.declare(&subject.queue, declaration).await {
@@ -85,7 +81,8 @@ async fn retentions(fixture: &Fixture) -> Verdict {
     let longest = Duration::from_millis(u64::MAX);
     let years = Duration::from_secs(100 * 366 * 24 * 3600);
     for (name, kept) in [("kept-short", Duration::ZERO), ("kept-years", years), ("kept-most", longest)] {
-        let settings = QueueSettings { retain_completed: kept, retain_dead: kept, ..QueueSettings::default() };
+        let settings =
+            QueueSettings { retain_completed: kept, retain_dead: kept, ..QueueSettings::default() };
         let Some(subject) = declared(fixture, name, settings).await? else { continue };
         if !subject.driver.capabilities().inspect {
             continue;
@@ -94,8 +91,10 @@ async fn retentions(fixture: &Fixture) -> Verdict {
         let claimed = subject.next().await?;
         subject.succeed(&claimed).await?;
         if kept.is_zero() {
-            eventually("a job that is not kept is gone", || async { Ok(subject.record(&id).await?.is_none()) })
-                .await?;
+            eventually("a job that is not kept is gone", || async {
+                Ok(subject.record(&id).await?.is_none())
+            })
+            .await?;
         } else {
             // A second job ends after it, so that whatever forgets has had its chance.
             subject.enqueue(job()).await?;
@@ -253,7 +252,7 @@ async fn any_settings(fixture: &Fixture) -> Verdict {
             max_deliveries: u32::try_from(pick(round * 7 + 2)).unwrap_or(u32::MAX),
             retain_completed: Duration::from_millis(pick(round * 7 + 3)),
             retain_dead: Duration::from_millis(pick(round * 7 + 4)),
-            paused: subject.driver.capabilities().pause && dice(round * 7 + 5) % 2 == 0,
+            paused: subject.driver.capabilities().pause && dice(round * 7 + 5).is_multiple_of(2),
             ..QueueSettings::default()
         };
         let Some(subject) = declared(fixture, "any", settings.clone()).await? else { continue };
