@@ -59,10 +59,44 @@ pub enum Handler {
 pub struct BrokerAccess {
     /// The name of the Broker.
     pub name: String,
-    /// The base URL of its HTTP API.
-    pub url: String,
-    /// Files with bearer tokens, the one to try first at the front; further ones are those before a rotation.
-    pub token_files: Vec<String>,
+    /// How it is reached.
+    #[serde(flatten)]
+    pub via: Via,
+}
+
+/// How a broker is reached. Credentials are files: they are read again when the broker refuses them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Via {
+    /// Longshore's own HTTP API.
+    Http {
+        /// The base URL.
+        url: String,
+        /// Files with bearer tokens, the one to try first at the front; further ones are those before a rotation.
+        token_files: Vec<String>,
+    },
+    /// A Redis server.
+    Redis {
+        /// A file with its URL.
+        url_file: String,
+        /// A file with the certificates that may sign the server's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca_file: Option<String>,
+        /// All keys begin with it.
+        prefix: String,
+    },
+    /// A PostgreSQL server.
+    Postgres {
+        /// A file with its URL.
+        url_file: String,
+        /// A file with the certificates that may sign the server's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca_file: Option<String>,
+        /// The schema of all tables.
+        schema: String,
+        /// Whether a connection of its own may listen for notifications; without it claims are polled for.
+        listen: bool,
+    },
 }
 
 /// One queue of a worker.

@@ -1,0 +1,199 @@
+//! A server as a process of this one: started on loopback with a directory of its own, and ended with it.
+
+use crate::{Error, Result};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use std::{
+    fs::{File, create_dir_all, remove_dir_all},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+/// How long a server may take to end when it is asked to.
+const ENDS: Duration = Duration::from_secs(20);
+
+/// A directory that is removed with its owner.
+#[derive(Debug)]
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// A new one under the system's directory for temporary files. Its name begins with `longshore-<what>`.
+    ///
+    /// # Errors
+    /// `Unavailable` when it can't be made.
+    pub fn new(what: &str) -> Result<Self> {
+        static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
+        let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("longshore-{what}-{}-{number}", std::process::id()));
+        create_dir_all(&path)
+            .map_err(|error| Error::unavailable(format!("{} can't be made: {error}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = remove_dir_all(&self.0) {
+            tracing::debug!(directory = %self.0.display(), %error, "a directory stays behind");
+        }
+    }
+}
+
+/// A port of the loopback interface that was free a moment ago.
+///
+/// # Errors
+/// `Unavailable` when there is none.
+pub fn free_port() -> Result<u16> {
+    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    let address: SocketAddr =
+        bound.map_err(|error| Error::unavailable(format!("no port of this machine: {error}")))?;
+    Ok(address.port())
+}
+
+/// A server that runs, in a process group of its own. Dropping it kills the group.
+#[derive(Debug)]
+pub struct Process {
+    name: &'static str,
+    child: Child,
+}
+
+impl Process {
+    /// Starts `program` with `arguments`; what it prints goes to `log`. It is killed when this process dies, however
+    /// that happens.
+    ///
+    /// # Errors
+    /// `Unavailable` when it can't be started.
+    pub fn start(name: &'static str, program: &Path, arguments: &[&str], log: &Path) -> Result<Self> {
+        use std::os::unix::process::CommandExt;
+        let failed = |error: std::io::Error| {
+            Error::unavailable(format!("{name} ({}) can't be started: {error}", program.display()))
+        };
+        let out = File::options().create(true).append(true).open(log).map_err(failed)?;
+        let errors = out.try_clone().map_err(failed)?;
+        // The parent's death is told by a signal that only the child can ask for; setpriv does, without unsafe code here.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(errors)
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        Ok(Self { name, child })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let gone = || Error::unavailable(format!("{} does not run", self.name));
+        kill_process_group(self.group().ok_or_else(gone)?, signal).map_err(|_| gone())
+    }
+
+    /// Stops all of it where it stands (SIGSTOP).
+    ///
+    /// # Errors
+    /// `Unavailable` when it doesn't run.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// `Unavailable` when it doesn't run.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Ends it without a chance to do anything (SIGKILL to the group), and waits until it is gone.
+    pub fn kill(&mut self) {
+        // Gone already is as good.
+        let _ = self.signal(Signal::KILL);
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end with `signal`, and kills it when it doesn't within 20 s. Blocks for as long.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it is a wait on a condition with a deadline, outside of async code"
+    )]
+    pub fn end(&mut self, signal: Signal) {
+        if let Some(pid) = self.group() {
+            let _ = kill_process(pid, signal);
+        }
+        let deadline = Instant::now() + ENDS;
+        while Instant::now() < deadline {
+            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.kill();
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(directory: &Directory) -> Process {
+        let log = directory.path().join("log");
+        Process::start("sleep", Path::new("sleep"), &["60"], &log).unwrap()
+    }
+
+    #[test]
+    fn a_killed_process_is_gone() {
+        let directory = Directory::new("process-test").unwrap();
+        let mut process = sleeper(&directory);
+        assert!(!process.has_ended());
+        process.kill();
+        assert!(process.has_ended());
+        assert!(process.freeze().is_err());
+    }
+
+    #[test]
+    fn a_process_that_is_asked_ends() {
+        let directory = Directory::new("process-test").unwrap();
+        let mut process = sleeper(&directory);
+        process.freeze().unwrap();
+        process.thaw().unwrap();
+        process.end(Signal::TERM);
+        assert!(process.has_ended());
+    }
+
+    #[test]
+    fn a_directory_goes_with_its_owner() {
+        let directory = Directory::new("process-test").unwrap();
+        let path = directory.path().to_owned();
+        assert!(path.exists());
+        drop(directory);
+        assert!(!path.exists());
+    }
+}
