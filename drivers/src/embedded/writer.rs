@@ -174,8 +174,9 @@ impl Writer {
             return now;
         }
         let clock = self.now().as_millis();
-        let State { due, sweeps, removals, .. } = &self.state;
-        let timers = [due.next(), sweeps.next(), removals.next(), self.lines.next_readable(&self.state)];
+        let State { due, sweeps, removals, walks, .. } = &self.state;
+        let readable = self.lines.next_readable(&self.state);
+        let timers = [due.next(), sweeps.next(), removals.next(), walks.next(), readable];
         let timer = timers.into_iter().flatten().min().map(|at| {
             let millis = u64::try_from(at.saturating_sub(clock)).unwrap_or(0);
             now + Duration::from_millis(millis).min(GLANCE)

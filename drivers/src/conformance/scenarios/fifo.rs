@@ -179,7 +179,7 @@ pub(super) async fn ordering_fifo_many_workers(fixture: Fixture) -> Verdict {
                 }
                 for job in jobs {
                     let index = number(&job)?;
-                    if job.attempt == 1 && (index + worker) % 5 == 0 {
+                    if job.attempt == 1 && (index + worker).is_multiple_of(5) {
                         let failure = Failure::new("HandlerError", "again");
                         subject
                             .settle(&job, Settle::Retry { delay: Duration::from_millis(5), failure })
