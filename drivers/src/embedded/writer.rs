@@ -54,9 +54,11 @@ pub(super) struct Shared {
 
 /// The body of the thread: opens the database, tells `opened` the id of its data, and works until the intake is closed.
 pub(super) fn run(config: &Config, shared: Shared, opened: &mpsc::Sender<Result<String>>) {
-    // However this ends, nobody waits for ever.
-    let _abandon = Abandon(shared.intake.clone());
     let Shared { intake, hints, done } = shared;
+    // Dropped last: whoever hears of the end is refused at once by what is abandoned before.
+    let _done = done;
+    // However this ends, nobody waits for ever.
+    let _abandon = Abandon(intake.clone());
     match Writer::open(config, intake, hints) {
         Ok(writer) => {
             let _ = opened.send(Ok(writer.backend_id.clone()));
@@ -66,7 +68,6 @@ pub(super) fn run(config: &Config, shared: Shared, opened: &mpsc::Sender<Result<
             let _ = opened.send(Err(error));
         }
     }
-    drop(done);
 }
 
 struct Abandon(Arc<Intake>);

@@ -238,7 +238,10 @@ async fn a_line_whose_first_is_damaged_goes_on_after_a_restart() {
         broker.add(&["a1/a", "a2/a", "a3/a", "b1/b"]).await;
         broker.run(damage).await;
         broker.restart().await;
-        assert_eq!(broker.work_off().await, ["b1", "a2", "a3"], "{damage}");
+        let mut done = broker.work_off().await;
+        // Which key comes first is a matter of milliseconds.
+        done.sort_by_key(|id| id.starts_with('a'));
+        assert_eq!(done, ["b1", "a2", "a3"], "{damage}");
     }
 }
 
@@ -249,7 +252,10 @@ async fn a_line_whose_first_is_damaged_goes_on_with_the_next_producer() {
         broker.add(&["a1/a", "a2/a", "b1/b"]).await;
         broker.run(damage).await;
         broker.add(&["a3/a"]).await;
-        assert_eq!(broker.work_off().await, ["b1", "a2", "a3"], "{damage}");
+        let mut done = broker.work_off().await;
+        // Which key comes first is a matter of milliseconds.
+        done.sort_by_key(|id| id.starts_with('a'));
+        assert_eq!(done, ["b1", "a2", "a3"], "{damage}");
     }
 }
 
@@ -276,6 +282,7 @@ async fn a_line_whose_first_is_damaged_goes_on_by_itself_some_time_later() {
         taken.extend(broker.take().await.0);
         assert!(since.elapsed() < Duration::from_secs(10), "only {taken:?} were called");
     }
+    taken.sort();
     assert_eq!(taken, ["n2", "z2"]);
 }
 
