@@ -22,8 +22,8 @@ pub use json::Json;
 pub use names::{GROUP, VERSION, annotation, condition, finalizer, label};
 pub use pod_template::PodTemplate;
 pub use queue::{
-    Backoff, BrokerKind, BrokerRef, DeletionPolicy, Depth, EffectivePolicy, EffectiveValue, Queue, QueueSpec,
-    QueueStatus, Retention, Retry, ValueSource,
+    Backoff, BrokerKind, BrokerRef, DeletionPolicy, Depth, EffectivePolicy, EffectiveValue, Ordering, Queue,
+    QueueSpec, QueueStatus, Retention, Retry, ValueSource,
 };
 pub use worker::{
     Handler, HttpHandler, PullHandler, Scaling, SidecarUpgradePolicy, Worker, WorkerQueue, WorkerSpec,

@@ -14,6 +14,7 @@ mod execute;
 mod filesystem;
 mod inspect;
 mod intake;
+mod ordering;
 mod queues;
 mod schema;
 mod settle;
@@ -121,7 +122,7 @@ fn capabilities() -> Capabilities {
         result_store: true,
         wake: true,
         exact_depth: true,
-        fifo: false,
+        fifo: true,
         durability: Durability::Machine,
         limits: Limits::default(),
     }

@@ -405,6 +405,7 @@ mod tests {
             demands: vec![Demand {
                 ready: Some(0),
                 active: Some(0),
+                blocked: Some(0),
                 service_time: None,
                 due_in: None,
                 suspended: false,

@@ -11,7 +11,7 @@ use crate::{
 use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
-use longshore_crds::{Queue, Reason, Worker, WorkerQueue, label};
+use longshore_crds::{Ordering, Queue, Reason, Worker, WorkerQueue, label};
 use longshore_drivers::{QueueName, QueueStats, Timestamp};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, sync::Arc, time::Duration};
@@ -199,7 +199,7 @@ async fn demands(
         let share = share(worker, &bound.name, &all);
         async move {
             let stats = stats(connection, &bound.physical).await;
-            demand(&stats, share, policy::rests(&bound.queue), Timestamp::now())
+            demand(&bound.queue, &stats, share, Timestamp::now())
         }
     });
     join_all(counted).await
@@ -220,14 +220,19 @@ async fn stats(connection: Option<Connection>, queue: &QueueName) -> QueueStats 
     }
 }
 
-fn demand(stats: &QueueStats, share: u64, suspended: bool, now: Timestamp) -> Demand {
+fn demand(queue: &Queue, stats: &QueueStats, share: u64, now: Timestamp) -> Demand {
     let seconds = stats.service_time_ms.map(|millis| millis / 1000.0);
     Demand {
         ready: stats.ready,
         active: stats.active,
+        blocked: match queue.spec.ordering {
+            // Where there are no lines nothing is behind; not every broker says so.
+            Ordering::BestEffort => Some(0),
+            Ordering::Fifo => stats.blocked,
+        },
         service_time: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         due_in: stats.next_due_at.map(|due| due.since(now)),
-        suspended,
+        suspended: policy::rests(queue),
         share,
     }
 }
@@ -321,18 +326,24 @@ mod tests {
     #[test]
     fn numbers_that_nobody_told_stay_unknown() {
         let now = Timestamp::from_millis(1000);
-        let unknown = demand(&QueueStats::default(), 1000, false, now);
+        let queue = |spec| fixture::bound("emails", 1, &spec).queue;
+        let (loose, strict) = (queue(json!({})), queue(json!({ "ordering": "Fifo" })));
+        let unknown = demand(&strict, &QueueStats::default(), 1000, now);
         assert_eq!((unknown.ready, unknown.active, unknown.service_time), (None, None, None));
+        assert_eq!(unknown.blocked, None);
+        assert_eq!(demand(&loose, &QueueStats::default(), 1000, now).blocked, Some(0));
+        let line = QueueStats { blocked: Some(7), ..QueueStats::default() };
+        assert_eq!(demand(&strict, &line, 1000, now).blocked, Some(7));
         let stats = |service: f64| QueueStats {
             service_time_ms: Some(service),
             next_due_at: Some(Timestamp::from_millis(3500)),
             ..QueueStats::default()
         };
-        let told = demand(&stats(250.0), 1000, false, now);
+        let told = demand(&loose, &stats(250.0), 1000, now);
         assert_eq!(told.service_time, Some(Duration::from_millis(250)));
         assert_eq!(told.due_in, Some(Duration::from_millis(2500)));
         for nonsense in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
-            assert_eq!(demand(&stats(nonsense), 1000, false, now).service_time, None, "{nonsense}");
+            assert_eq!(demand(&loose, &stats(nonsense), 1000, now).service_time, None, "{nonsense}");
         }
     }
 

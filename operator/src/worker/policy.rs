@@ -46,7 +46,7 @@ pub(super) fn policy(
 
 /// Whether somebody said that nothing of `queue` may be started, or its data turned out to be somebody else's.
 pub(super) fn is_held(queue: &Queue) -> bool {
-    let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother");
+    let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother" | "OrderingDiffers");
     let conditions = queue.status.iter().flat_map(|status| &status.conditions);
     let mut ready = conditions.filter(|condition| condition.type_ == condition::READY);
     queue.spec.suspend || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
@@ -165,6 +165,7 @@ mod tests {
         assert!(rests(&new), "not even looked at");
         assert!(rests(&with("False", "BackendChanged")));
         assert!(rests(&with("False", "OwnedByAnother")));
+        assert!(rests(&with("False", "OrderingDiffers")));
         // A broker that is away is no reason: sidecars go on by themselves when it is back.
         assert!(!rests(&with("False", "BrokerUnreachable")));
         assert!(!rests(&with("True", "Declared")));

@@ -17,6 +17,7 @@ fn demand(ready: u64, active: u64) -> Demand {
     Demand {
         ready: Some(ready),
         active: Some(active),
+        blocked: Some(0),
         service_time: None,
         due_in: None,
         suspended: false,
