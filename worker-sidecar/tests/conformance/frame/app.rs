@@ -147,7 +147,7 @@ async fn answer(
     if order.hold {
         ledger.held(header("job-id")).await;
     }
-    let status = order.answers.get(before).or(order.answers.last()).copied().unwrap_or(200);
+    let status = order.answers.get(before).or_else(|| order.answers.last()).copied().unwrap_or(200);
     if status == 0 {
         entry.end(Ended::Closed);
         return Err(Close);

@@ -23,8 +23,8 @@ impl Process {
         let file = File::create(log).unwrap();
         let errors = file.try_clone().unwrap();
         let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn();
-        let child =
-            child.unwrap_or_else(|error| panic!("{:?} can't be started: {error}", command.get_program()));
+        let child = child
+            .unwrap_or_else(|error| panic!("{} can't be started: {error}", command.get_program().display()));
         Self { id: child.id(), child: Mutex::new(child), log: log.to_owned() }
     }
 

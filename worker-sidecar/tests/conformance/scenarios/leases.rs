@@ -9,6 +9,7 @@ use crate::frame::{
 use crate::judge;
 use longshore_drivers::{DeadReason, JobState, Outcome};
 use std::time::Duration;
+use tokio::time::sleep;
 
 pub(super) async fn lease_shorter_than_handler(site: Site) {
     let lease = Duration::from_millis(1500);
@@ -28,7 +29,9 @@ pub(super) async fn lease_shorter_than_handler(site: Site) {
 }
 
 pub(super) async fn stopped_worker_wakes_after_lease(site: Site) {
-    let (frozen, other) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    // Its only slot is taken by the job, so that no claim of its own waits at the broker.
+    let frozen = site.pod(|policy| policy.concurrency = 1).await;
+    let other = site.idle_pod(site.broker.address(), |_| {}).await;
     site.enqueue(vec![job("job", &Order { hold: true, ..Order::default() })]).await;
     site.ran("job", 1).await;
     frozen.sidecar().process.signal("STOP");
@@ -52,6 +55,30 @@ pub(super) async fn stopped_worker_wakes_after_lease(site: Site) {
     other.kill();
     site.succeed(["after"]).await;
     site.measure(format!("a lease of {LEASE:?}; two runs, of which one was leased at any time"));
+}
+
+pub(super) async fn stopped_worker_starts_no_lost_job(site: Site) {
+    let (frozen, other) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    site.enqueue(vec![job("warm-up", &Order::default())]).await;
+    site.succeed(["warm-up"]).await;
+    eventually("it has nothing to do", || async { frozen.counted("succeeded").await == 1 }).await;
+    // Its next claim needs a moment to the broker. That the job is leased below proves that it was there.
+    sleep(Duration::from_millis(500)).await;
+    frozen.sidecar().process.signal("STOP");
+    site.enqueue(vec![job("job", &Order::default())]).await;
+    let leased_until = site.reaches("job", JobState::Active).await.lease_until.expect("it is leased");
+    assert_eq!(site.ledger.runs_of("job").len(), 0, "runs while the worker that has it is frozen");
+    other.start().await;
+    site.succeed(["job"]).await;
+    // What the frozen one finds now is a job that somebody else has done.
+    frozen.sidecar().process.signal("CONT");
+    eventually("it finds the job lost", || async { frozen.counted("lost").await == 1 }).await;
+    other.kill();
+    site.enqueue(vec![job("after", &Order::default())]).await;
+    site.succeed(["after"]).await;
+    let runs = site.ledger.runs_of("job");
+    assert_eq!((runs.len(), runs[0].pod), (1, other.number), "runs, and the pod of the first");
+    assert!(runs[0].began_at >= leased_until, "it ran before its lease was over");
 }
 
 pub(super) async fn throttling_never_quarantines(site: Site) {

@@ -33,7 +33,7 @@ pub(super) async fn backpressure_saturation(site: Site) {
     );
     let path = format!("/v1/queues/{QUEUE}/jobs/work");
     let (status, _) = pod.post(&path, &[], serde_json::to_vec(&Order::default()).unwrap()).await;
-    assert_eq!(status, 507, "the local API's refusal");
+    assert_eq!(status, 429, "the local API's refusal");
     assert_eq!(site.ledger.begun(), 2, "a saturated worker takes no more");
     // Retries of a full queue are nobody's new jobs: each job fails once.
     site.ledger.let_go(texts(&ids));

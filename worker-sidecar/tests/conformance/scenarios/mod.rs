@@ -55,6 +55,7 @@ scenarios! {
     shutdown::shutdown_releases_running_job: "A stop that can't wait gives running jobs back without an attempt.";
     leases::lease_shorter_than_handler: "A handler that outlasts its lease has exactly one leased run.";
     leases::stopped_worker_wakes_after_lease: "A worker that froze over its lease has its settle refused; the job ran again, one leased run at a time.";
+    leases::stopped_worker_starts_no_lost_job: "A claim whose lease ended on its way to the worker starts nothing.";
     leases::throttling_never_quarantines: "Throttled deliveries never count towards quarantine, lost ones do.";
     kills::worker_restart_recovery: "Jobs of a killed worker run again when it is back, and the loss costs them no attempt.";
     kills::worker_killed_before_handler: "A job whose worker was killed between claim and handler runs once, after its lease.";
