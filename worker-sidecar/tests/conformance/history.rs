@@ -74,7 +74,7 @@ pub(crate) async fn history_random_kills(site: Site) {
     let figures = history.judge().unwrap_or_else(|found| panic!("{found} (LONGSHORE_SEED={seed})"));
     assert_eq!(figures.jobs, total, "jobs that were acknowledged");
     site.measure(format!(
-        "{} jobs, {PODS} workers of which {kills} were killed, one kill of the broker, {} runs were repeated, {} of \
+        "{} jobs, {PODS} workers with {kills} kills, one kill of the broker, {} runs were repeated, {} of \
          them after a success that nobody heard of, {} jobs/s, seed {seed}",
         figures.jobs,
         figures.repeated,

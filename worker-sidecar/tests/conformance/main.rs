@@ -5,6 +5,7 @@
 //! `embedded`) are the business of the drivers' own suite. A named broker that can't be started is a failure.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "scenarios fail by panicking and have no public API")]
 
+mod described;
 mod frame;
 mod history;
 mod judge;
@@ -50,6 +51,7 @@ fn main() {
     arguments.test_threads.get_or_insert(4);
     let named = std::env::var("LONGSHORE_TEST_DRIVERS").unwrap_or_else(|_| BROKERS.to_owned());
     let mut trials = judge::trials();
+    trials.push(described::trial());
     let mut reports = Vec::new();
     for name in named.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         if IN_PROCESS.contains(&name) {
