@@ -55,7 +55,7 @@ crds-check:
 BROKERS ?= memory,embedded,http
 .PHONY: conformance
 conformance: packages ## The conformance suite; BROKERS=memory,embedded,http names the brokers.
-	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "1 min" cargo test --locked --quiet -p longshore-drivers --test conformance
+	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "3 min" cargo test --locked --quiet -p longshore-drivers -p longshore-worker-sidecar --test conformance
 
 .PHONY: guarantees
 guarantees: ## Write docs/guarantees.md from what the conformance suite recorded.
