@@ -71,7 +71,7 @@ race: ## Models of the concurrent core, and ThreadSanitizer; SCHEDULES=20000 per
 
 .PHONY: fuzz
 fuzz: ## Each fuzz target for SECONDS=60; TARGET=name runs one.
-	@e2e/lib/fuzz
+	@FUZZ_SECONDS=$(or $(SECONDS),60) e2e/lib/fuzz
 
 .PHONY: flake
 flake: packages ## The timing-sensitive tests REPEAT=20 times under load; a line for docs/flake-log.md.
