@@ -65,6 +65,22 @@ guarantees: ## Write docs/guarantees.md from what the conformance suite recorded
 guarantees-check:
 	@cargo run --quiet --locked -p longshore-drivers --example guarantees -- --check "$(LONGSHORE_CONFORMANCE_DIR)" docs/guarantees.md
 
+.PHONY: race
+race: ## Models of the concurrent core, and ThreadSanitizer; SCHEDULES=20000 per model, TSAN=0 leaves the latter out.
+	@e2e/lib/race
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for SECONDS=60; TARGET=name runs one.
+	@FUZZ_SECONDS=$(or $(SECONDS),60) e2e/lib/fuzz
+
+.PHONY: flake
+flake: packages ## The timing-sensitive tests REPEAT=20 times under load; a line for docs/flake-log.md.
+	@e2e/lib/flake
+
+.PHONY: coverage
+coverage: packages ## Which lines the unit, property and conformance tests run, per crate. No gate.
+	@e2e/lib/coverage
+
 .PHONY: bench
 bench: ## Figures, each beside its raw cost: the embedded broker in process, and the product on the cluster.
 	@e2e/lib/bench

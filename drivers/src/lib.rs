@@ -17,6 +17,8 @@ mod name;
 pub mod policy;
 mod queue;
 mod strict;
+#[cfg(any(feature = "embedded", feature = "http-client"))]
+mod sync;
 mod time;
 
 #[cfg(feature = "conformance")]

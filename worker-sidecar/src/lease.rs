@@ -5,11 +5,12 @@ use crate::{
     core::Core,
     in_flight::Abort,
     plan::{Lane, LaneKey},
+    sync::{sleep, sleep_until, timeout},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use longshore_drivers::{Claimed, Error, ErrorKind, Extension, Receipt, Timestamp};
 use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::Instant;
 
 /// The longest pause before a failed extension is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

@@ -26,6 +26,9 @@ mod waiting;
 mod writer;
 
 #[cfg(test)]
+#[cfg(feature = "models")]
+mod models;
+#[cfg(test)]
 mod tests;
 
 pub use config::{Clock, Config, SystemClock};

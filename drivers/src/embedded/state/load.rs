@@ -31,10 +31,12 @@ impl State {
             state.readable.lower(&address, 0);
             state.completions.insert(address, count);
         }
-        // Completions may name jobs that are gone; a number they name must not come again.
+        // Completions may name jobs that are gone; a number they name must not come again. One that no count of jobs
+        // can reach is damage, and must leave room for new ones.
         state.next_seq = db.query_row(
-            "SELECT 1 + max(coalesce((SELECT max(seq) FROM jobs), 0), coalesce((SELECT max(job_seq) FROM completions), 0))",
-            (),
+            "SELECT 1 + max(0, coalesce((SELECT max(seq) FROM jobs WHERE seq < ?1), 0), \
+             coalesce((SELECT max(job_seq) FROM completions WHERE job_seq < ?1), 0))",
+            [i64::MAX / 2],
             |row| row.get(0),
         )?;
         Ok(state)
