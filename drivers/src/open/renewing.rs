@@ -266,6 +266,7 @@ impl Driver for Renewing {
     }
 }
 
-#[cfg(all(test, feature = "memory", feature = "http-client", feature = "http-server"))]
+#[cfg(test)]
+#[cfg(all(feature = "memory", feature = "http-client", feature = "http-server"))]
 #[path = "renewing_tests.rs"]
 mod tests;
