@@ -18,8 +18,33 @@ pub async fn url(cluster: &Cluster, name: &str) -> Result<String> {
     if cluster.place == Place::Elsewhere {
         bail!("{variable} has to name a {name} server that pods of this cluster reach");
     }
-    brokers(&["up", name]).await?;
+    start(name).await?;
+    local_url(name).await
+}
+
+/// Starts the local server `name`, if it doesn't run.
+///
+/// # Errors
+/// When it can't be started.
+pub async fn start(name: &str) -> Result<()> {
+    brokers(&["up", name]).await.map(drop)
+}
+
+/// The URL of the local server `name`, as pods of the local cluster reach it.
+///
+/// # Errors
+/// When it was never started.
+pub async fn local_url(name: &str) -> Result<String> {
     Ok(brokers(&["url", name, "pods"]).await?.trim().to_owned())
+}
+
+/// Runs the client of the local server `name` as its owner, and gives what it prints.
+///
+/// # Errors
+/// When it fails; with what it said.
+pub async fn client(name: &str, arguments: &[String]) -> Result<String> {
+    let all: Vec<_> = ["client", name].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+    brokers(&all).await
 }
 
 async fn brokers(arguments: &[&str]) -> Result<String> {
@@ -31,6 +56,8 @@ async fn brokers(arguments: &[&str]) -> Result<String> {
         .await
         .context("failed to start e2e/lib/brokers")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "brokers {} failed: {}", arguments.join(" "), said.trim());
+    // What it was told may have a password in it.
+    let verb = arguments.iter().take(2).copied().collect::<Vec<_>>().join(" ");
+    ensure!(output.status.success(), "brokers {verb} failed: {}", said.trim());
     Ok(String::from_utf8(output.stdout)?)
 }
