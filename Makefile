@@ -81,6 +81,18 @@ flake: packages ## The timing-sensitive tests REPEAT=20 times under load; a line
 coverage: packages ## Which lines the unit, property and conformance tests run, per crate. No gate.
 	@e2e/lib/coverage
 
+.PHONY: compatibility
+compatibility: ## Write the versions that the conformance suite ran on into docs/compatibility.md.
+	@e2e/lib/compatibility "$(LONGSHORE_CONFORMANCE_DIR)" docs/compatibility.md
+
+.PHONY: brokers-up
+brokers-up: ## Start servers for the tests (Redis, PostgreSQL), and print how to name them.
+	@e2e/lib/brokers up
+
+.PHONY: brokers-down
+brokers-down: ## End them and remove their data.
+	@e2e/lib/brokers down
+
 .PHONY: bench
 bench: ## Figures, each beside its raw cost: the embedded broker in process, and the product on the cluster.
 	@e2e/lib/bench

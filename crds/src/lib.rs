@@ -14,7 +14,10 @@ mod queue;
 mod worker;
 mod workflow;
 
-pub use broker::{Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, HttpBroker, SecretKey, Storage};
+pub use broker::{
+    Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, HttpBroker, PostgresBroker, PostgresWake, RedisBroker,
+    SecretKey, ServerTls, Storage,
+};
 pub use conditions::{Reason, is_true, set_condition};
 pub use definitions::{definitions, yaml};
 pub use duration::{Duration, DurationError};

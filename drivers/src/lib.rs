@@ -14,6 +14,7 @@ mod job;
 mod lenient;
 mod limits;
 mod name;
+pub mod open;
 pub mod policy;
 mod queue;
 mod strict;

@@ -1,5 +1,6 @@
 //! Workers: a Deployment with the sidecar in it, scaled to the work.
 
+mod access;
 mod act;
 mod build;
 #[cfg(test)]

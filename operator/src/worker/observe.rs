@@ -1,8 +1,7 @@
 //! What there is to know about a Worker before deciding anything.
 
-use super::{Desk, build, inject::BrokerTokens, policy, scale::Demand};
+use super::{Desk, access::BrokerSecrets, build, policy, scale::Demand};
 use crate::{
-    broker::{TokenSecret, tokens_of},
     connections::Connection,
     context::Context,
     error::{Error, Result},
@@ -12,7 +11,7 @@ use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
 use longshore_crds::{Ordering, Queue, Reason, Worker, WorkerQueue, label};
-use longshore_drivers::{QueueName, QueueStats, Timestamp};
+use longshore_drivers::{QueueName, QueueStats, Timestamp, policy::Via};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
@@ -26,9 +25,10 @@ pub(super) struct BoundQueue {
     pub(super) weight: u32,
     pub(super) queue: Arc<Queue>,
     pub(super) broker: String,
-    pub(super) url: String,
-    /// Where the tokens for the broker are.
-    pub(super) tokens: TokenSecret,
+    /// How sidecars reach the broker.
+    pub(super) via: Via,
+    /// The Secrets that they reach it with.
+    pub(super) secrets: BrokerSecrets,
     pub(super) physical: QueueName,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct World {
     /// What keeps the other queues away.
     pub(super) missing: Option<Reason>,
     /// The Brokers of the queues, each once, in order.
-    pub(super) brokers: Vec<BrokerTokens>,
+    pub(super) brokers: Vec<BrokerSecrets>,
     /// What each queue demands of this Worker.
     pub(super) demands: Vec<Demand>,
     pub(super) deployment: Option<Arc<Deployment>>,
@@ -90,12 +90,10 @@ pub(super) async fn observe(
 /// Queue is missing for a while rolls no pods.
 fn brokers(
     queues: &[BoundQueue],
-    mounted: Vec<BrokerTokens>,
+    mounted: Vec<BrokerSecrets>,
     is_there: impl Fn(&str) -> bool,
-) -> Vec<BrokerTokens> {
-    let bound =
-        |queue: &BoundQueue| BrokerTokens { broker: queue.broker.clone(), tokens: queue.tokens.clone() };
-    let mut brokers: Vec<_> = queues.iter().map(bound).collect();
+) -> Vec<BrokerSecrets> {
+    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.secrets.clone()).collect();
     for kept in mounted {
         if is_there(&kept.broker) && !brokers.iter().any(|bound| bound.broker == kept.broker) {
             brokers.push(kept);
@@ -140,7 +138,8 @@ fn bound(
         let message = format!("there is no Broker {broker:?}, which Queue {name:?} is on, in this namespace");
         return Ok(Err(Reason::unknown("WaitingForBroker", message)));
     };
-    let Some(url) = found.status.as_ref().and_then(|status| status.url.clone()) else {
+    let secrets = BrokerSecrets::of(&found);
+    let Some(via) = secrets.via(&found) else {
         let message = format!("Broker {broker:?}, which Queue {name:?} is on, has no address yet");
         return Ok(Err(Reason::unknown("WaitingForBroker", message)));
     };
@@ -149,9 +148,9 @@ fn bound(
         name: name.clone(),
         weight: reference.weight,
         queue,
-        tokens: tokens_of(&found),
         broker,
-        url,
+        via,
+        secrets,
     }))
 }
 
@@ -301,8 +300,9 @@ mod tests {
     #[test]
     fn a_queue_that_is_missing_rolls_no_pods() {
         let queues = [fixture::bound("emails", 1, &json!({}))];
-        let mounted = || vec![fixture::tokens("default"), fixture::tokens("gone"), fixture::tokens("other")];
-        let names = |brokers: Vec<BrokerTokens>| -> Vec<String> {
+        let mounted =
+            || vec![fixture::secrets("default"), fixture::secrets("gone"), fixture::secrets("other")];
+        let names = |brokers: Vec<BrokerSecrets>| -> Vec<String> {
             brokers.into_iter().map(|broker| broker.broker).collect()
         };
         assert_eq!(names(brokers(&queues, mounted(), |broker| broker != "gone")), ["default", "other"]);

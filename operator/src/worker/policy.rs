@@ -1,9 +1,6 @@
 //! The policy file of a Worker's sidecars. Pure.
 
-use super::{
-    inject::{handler, token_files},
-    observe::BoundQueue,
-};
+use super::{inject::handler, observe::BoundQueue};
 use longshore_crds::{Queue, WorkerSpec, condition};
 use longshore_drivers::policy::{BrokerAccess, QueuePolicy, RetryPolicy, WorkerPolicy};
 
@@ -23,11 +20,7 @@ pub(super) fn policy(
     };
     let mut brokers: Vec<BrokerAccess> = queues
         .iter()
-        .map(|queue| BrokerAccess {
-            name: queue.broker.clone(),
-            url: queue.url.clone(),
-            token_files: token_files(&queue.broker, &queue.tokens),
-        })
+        .map(|queue| BrokerAccess { name: queue.broker.clone(), via: queue.via.clone() })
         .collect();
     brokers.sort_by(|one, other| one.name.cmp(&other.name));
     brokers.dedup();
@@ -109,8 +102,10 @@ mod tests {
                 "handler": { "http": { "port": 8080, "path": "/" } },
                 "brokers": [{
                     "name": "default",
-                    "url": "http://default-broker.shop.svc:7400",
-                    "tokenFiles": ["/etc/longshore/brokers/default/current", "/etc/longshore/brokers/default/previous"],
+                    "http": {
+                        "url": "http://default-broker.shop.svc:7400",
+                        "tokenFiles": ["/etc/longshore/brokers/default/current", "/etc/longshore/brokers/default/previous"],
+                    },
                 }],
                 "queues": [
                     {
