@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use longshore_drivers::{
     DynDriver,
     http::client::{HttpConfig, HttpDriver, TokenSource},
-    policy::BrokerAccess,
+    policy::{BrokerAccess, Via},
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -128,11 +128,8 @@ impl Broker for HttpBroker {
     }
 
     fn access(&self, address: SocketAddr) -> BrokerAccess {
-        BrokerAccess {
-            name: BROKER.to_owned(),
-            url: format!("http://{address}"),
-            token_files: vec![self.token_file.to_str().expect("the path is text").to_owned()],
-        }
+        let token_files = vec![self.token_file.to_str().expect("the path is text").to_owned()];
+        BrokerAccess { name: BROKER.to_owned(), via: Via::Http { url: format!("http://{address}"), token_files } }
     }
 
     async fn driver(&self) -> Result<DynDriver, String> {
