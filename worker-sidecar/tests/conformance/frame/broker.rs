@@ -129,7 +129,10 @@ impl Broker for HttpBroker {
 
     fn access(&self, address: SocketAddr) -> BrokerAccess {
         let token_files = vec![self.token_file.to_str().expect("the path is text").to_owned()];
-        BrokerAccess { name: BROKER.to_owned(), via: Via::Http { url: format!("http://{address}"), token_files } }
+        BrokerAccess {
+            name: BROKER.to_owned(),
+            via: Via::Http { url: format!("http://{address}"), token_files },
+        }
     }
 
     async fn driver(&self) -> Result<DynDriver, String> {
