@@ -85,7 +85,8 @@ fn trial(
     };
     let supported = missing.is_none();
     Trial::test(name, move || {
-        let (verdict, measured) = run.map_or((Ok(()), None), |run| carry_out(&*backend, scenario, run));
+        let (verdict, measured) = run
+            .map_or((Ok(()), None), |run| carry_out(&*backend, scenario, run, scenario.alone && supported));
         let status = match (&verdict, supported) {
             (Err(_), _) => "failed",
             (Ok(()), true) => "passed",
@@ -104,9 +105,14 @@ fn trial(
     })
 }
 
-fn carry_out(backend: &dyn Backend, scenario: &Scenario, run: Run) -> (Result<(), String>, Option<String>) {
+fn carry_out(
+    backend: &dyn Backend,
+    scenario: &Scenario,
+    run: Run,
+    alone: bool,
+) -> (Result<(), String>, Option<String>) {
     runtime().block_on(async {
-        let started = if scenario.alone { backend.start_alone().await } else { backend.start().await };
+        let started = if alone { backend.start_alone().await } else { backend.start().await };
         let broker = match started {
             Ok(broker) => broker,
             Err(error) => return (Err(format!("the broker can't be started: {error}")), None),

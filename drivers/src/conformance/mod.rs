@@ -55,6 +55,8 @@ pub struct Offer {
     pub network: bool,
     /// A broker is a process that can be killed and frozen.
     pub process: bool,
+    /// A broker can be had that nobody else uses.
+    pub alone: bool,
 }
 
 impl Offer {
@@ -63,21 +65,28 @@ impl Offer {
     /// # Errors
     /// Whatever keeps the broker from running.
     pub async fn of(backend: &dyn Backend) -> CallResult<Self> {
-        let broker = backend.start_alone().await?;
-        let found = Self::look(&*broker).await;
+        let (broker, alone) = match backend.start_alone().await {
+            // A server that somebody named is there for others too: it is neither stopped nor killed.
+            Err(error) if error.kind == ErrorKind::Unsupported => (backend.start().await?, false),
+            started => (started?, true),
+        };
+        let found = Self::look(&*broker, alone).await;
         broker.stop().await;
         found
     }
 
-    async fn look(broker: &dyn Broker) -> CallResult<Self> {
+    async fn look(broker: &dyn Broker, alone: bool) -> CallResult<Self> {
         let probe = broker.handle().await?.probe().await?;
+        if !alone {
+            return Ok(Self { probe, network: false, process: false, alone });
+        }
         let network = broker.address().is_some();
         let process = match broker.freeze().await {
             Ok(()) => broker.thaw().await.map(|()| true)?,
             Err(error) if error.kind == ErrorKind::Unsupported => false,
             Err(error) => return Err(error),
         };
-        Ok(Self { probe, network, process })
+        Ok(Self { probe, network, process, alone })
     }
 }
 
@@ -95,7 +104,8 @@ pub struct Need {
 impl Scenario {
     /// The first capability that is missing.
     pub fn missing(&self, offer: &Offer) -> Option<&'static Need> {
-        self.needs.iter().copied().find(|need| !(need.holds)(offer))
+        let alone = self.alone.then_some(&needs::ALONE);
+        self.needs.iter().copied().chain(alone).find(|need| !(need.holds)(offer))
     }
 }
 
@@ -184,6 +194,7 @@ pub(crate) mod needs {
         holds: |offer| capabilities(offer).fifo,
         refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
     };
+    pub(crate) static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
     pub(crate) static NETWORK: Need = Need { name: "network", holds: |offer| offer.network, refused: None };
     pub(crate) static PROCESS: Need = Need {
         name: "process",
@@ -220,6 +231,34 @@ mod tests {
             let breaks = scenario.needs.iter().any(|need| ["process", "network"].contains(&need.name));
             assert!(!breaks || scenario.alone, "{}", scenario.name);
         }
+    }
+
+    #[derive(Debug)]
+    struct Named;
+
+    #[async_trait::async_trait]
+    impl Backend for Named {
+        fn name(&self) -> &'static str {
+            "named"
+        }
+
+        async fn start(&self) -> CallResult<std::sync::Arc<dyn Broker>> {
+            by_name("memory").expect("it is always there").start().await
+        }
+
+        async fn start_alone(&self) -> CallResult<std::sync::Arc<dyn Broker>> {
+            Err(crate::Error::new(ErrorKind::Unsupported, "it is somebody else's"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_others_use_is_not_stopped() {
+        let offer = Offer::of(&Named).await.unwrap();
+        assert!(!offer.alone && !offer.process && !offer.network);
+        for scenario in ALL.iter().filter(|scenario| scenario.alone) {
+            assert!(scenario.missing(&offer).is_some(), "{}", scenario.name);
+        }
+        assert!(ALL.iter().any(|scenario| !scenario.alone && scenario.missing(&offer).is_none()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod leases;
 mod lifecycle;
 mod limits;
 mod load;
+mod network;
 pub(super) mod refusals;
 mod settings;
 mod settling;
@@ -119,8 +120,8 @@ scenarios! {
     faults::error_contract_broker_faults alone [NETWORK, PROCESS]: "Whatever breaks, every call ends within its bound and says whether it surely did nothing; the handle works again by itself.";
     faults::dispatch_during_broker_fault alone [NETWORK, PROCESS, DURABLE, IDS, INSPECT]: "Jobs that are enqueued while the broker fails are in it if it said so, once each.";
     faults::consume_after_broker_recovery alone [NETWORK, PROCESS, DURABLE, LEASE, FENCING, INSPECT]: "Claims, extensions, settles and completions go on after a failure, and none of them is lost or made twice.";
-    faults::ambiguous_publish alone [NETWORK, IDS, INSPECT]: "After an answer that was lost the same id again tells that the job is there; half a request is none.";
-    faults::partitioned_claimer_is_fenced alone [NETWORK, LEASE, FENCING]: "A claimer that is cut off loses its job when the lease ends, not before, and can't settle it afterwards.";
-    faults::slow_network_changes_nothing alone [NETWORK]: "A slow network makes calls slow, and nothing else.";
+    network::ambiguous_publish alone [NETWORK, IDS, INSPECT]: "After an answer that was lost the same id again tells that the job is there; half a request is none.";
+    network::partitioned_claimer_is_fenced alone [NETWORK, LEASE, FENCING]: "A claimer that is cut off loses its job when the lease ends, not before, and can't settle it afterwards.";
+    network::slow_network_changes_nothing alone [NETWORK]: "A slow network makes calls slow, and nothing else.";
     soak::soak_broker_faults alone [NETWORK, PROCESS, DURABLE, LEASE, FENCING, IDS, INSPECT]: "Under load and failures at any moment no history shows a job lost, doubled or run by two at once.";
 }
