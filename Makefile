@@ -55,7 +55,7 @@ crds-check:
 BROKERS ?= memory,embedded,http
 .PHONY: conformance
 conformance: packages ## The conformance suite; BROKERS=memory,embedded,http names the brokers.
-	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "1 min" cargo test --locked --quiet -p longshore-drivers --test conformance
+	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "3 min" cargo test --locked --quiet -p longshore-drivers -p longshore-worker-sidecar --test conformance
 
 .PHONY: guarantees
 guarantees: ## Write docs/guarantees.md from what the conformance suite recorded.
@@ -64,6 +64,34 @@ guarantees: ## Write docs/guarantees.md from what the conformance suite recorded
 .PHONY: guarantees-check
 guarantees-check:
 	@cargo run --quiet --locked -p longshore-drivers --example guarantees -- --check "$(LONGSHORE_CONFORMANCE_DIR)" docs/guarantees.md
+
+.PHONY: race
+race: ## Models of the concurrent core, and ThreadSanitizer; SCHEDULES=20000 per model, TSAN=0 leaves the latter out.
+	@e2e/lib/race
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for SECONDS=60; TARGET=name runs one.
+	@FUZZ_SECONDS=$(or $(SECONDS),60) e2e/lib/fuzz
+
+.PHONY: flake
+flake: packages ## The timing-sensitive tests REPEAT=20 times under load; a line for docs/flake-log.md.
+	@e2e/lib/flake
+
+.PHONY: coverage
+coverage: packages ## Which lines the unit, property and conformance tests run, per crate. No gate.
+	@e2e/lib/coverage
+
+.PHONY: compatibility
+compatibility: ## Write the versions that the conformance suite ran on into docs/compatibility.md.
+	@e2e/lib/compatibility "$(LONGSHORE_CONFORMANCE_DIR)" docs/compatibility.md
+
+.PHONY: brokers-up
+brokers-up: ## Start servers for the tests (Redis, PostgreSQL), and print how to name them.
+	@e2e/lib/brokers up
+
+.PHONY: brokers-down
+brokers-down: ## End them and remove their data.
+	@e2e/lib/brokers down
 
 .PHONY: bench
 bench: ## Figures, each beside its raw cost: the embedded broker in process, and the product on the cluster.

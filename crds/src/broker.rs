@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One connection to a backend that keeps jobs.
@@ -26,8 +27,9 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("[has(self.embedded), has(self.http)].filter(it, it).size() == 1").message("exactly one backend must be set: embedded or http"),
-    validation = Rule::new("has(self.embedded) == has(oldSelf.embedded)").message("the backend of a Broker can't be changed; make another Broker")
+    validation = Rule::new("[has(self.embedded), has(self.http), has(self.redis), has(self.postgres)].filter(it, it).size() == 1").message("exactly one backend must be set: embedded, http, redis or postgres"),
+    // Of the four exactly one is there, before and after: where three agree, the fourth does.
+    validation = Rule::new("has(self.embedded) == has(oldSelf.embedded) && has(self.http) == has(oldSelf.http) && has(self.redis) == has(oldSelf.redis)").message("the backend of a Broker can't be changed; make another Broker")
 )]
 pub struct BrokerSpec {
     /// SQLite behind Longshore's own small server, in a pod of its own. It claims a volume.
@@ -37,13 +39,80 @@ pub struct BrokerSpec {
     /// outside of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpBroker>,
+    /// A Redis server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisBroker>,
+    /// A PostgreSQL server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresBroker>,
 }
 
 impl BrokerSpec {
     /// The embedded broker with all its defaults.
     pub fn embedded() -> Self {
-        Self { embedded: Some(EmbeddedBroker { token_revision: 1, ..EmbeddedBroker::default() }), http: None }
+        let embedded = EmbeddedBroker { token_revision: 1, ..EmbeddedBroker::default() };
+        Self { embedded: Some(embedded), http: None, redis: None, postgres: None }
     }
+}
+
+/// A Redis server that somebody else looks after.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisBroker {
+    /// The Secret with the URL, credentials included: `redis://user:password@host:port/database`, or `rediss://` for TLS.
+    pub url_from: SecretKey,
+    /// How the server's certificate is checked; needs a URL that asks for TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
+    /// What all keys begin with. Brokers that share a database need different ones.
+    #[serde(default = "default_place")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9._:]*[A-Za-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the prefix of a Broker can't be changed: its jobs are there; make another Broker"))]
+    pub prefix: String,
+}
+
+/// A PostgreSQL server that somebody else looks after.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresBroker {
+    /// The Secret with the URL, credentials included: `postgres://user:password@host:port/database`.
+    pub url_from: SecretKey,
+    /// How the server's certificate is checked; needs a URL that asks for TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
+    /// The schema of all tables; it is made if it is not there. Brokers that share a database need different ones.
+    #[serde(default = "default_place")]
+    #[schemars(length(min = 1, max = 48), regex(pattern = r"^[a-z][a-z0-9_]*$"))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('pg_') && self != 'information_schema'").message("the server keeps this schema for itself"),
+        validation = Rule::new("self == oldSelf").message("the schema of a Broker can't be changed: its jobs are there; make another Broker")
+    )]
+    pub schema: String,
+    /// How new jobs are noticed.
+    #[serde(default)]
+    pub wake: PostgresWake,
+}
+
+/// How new jobs in a PostgreSQL database are noticed.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PostgresWake {
+    /// The server tells, over a connection of its own that each process keeps.
+    #[default]
+    Listen,
+    /// By asking again and again: for poolers that hand out connections by transaction, as PgBouncer does.
+    Poll,
+}
+
+/// How a server's certificate is checked.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerTls {
+    /// The Secret with the certificates, in PEM, that may have signed the server's.
+    pub ca_from: SecretKey,
+}
+
+fn default_place() -> String {
+    "longshore".to_owned()
 }
 
 /// A broker that is reached over its HTTP API.
@@ -148,7 +217,7 @@ pub struct BrokerStatus {
     /// The id of the broker's data: another one means other data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_id: Option<String>,
-    /// Where its HTTP API is.
+    /// Where its HTTP API is; none for a backend without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// What it can do.

@@ -14,7 +14,10 @@ mod queue;
 mod worker;
 mod workflow;
 
-pub use broker::{Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, HttpBroker, SecretKey, Storage};
+pub use broker::{
+    Broker, BrokerSpec, BrokerStatus, EmbeddedBroker, HttpBroker, PostgresBroker, PostgresWake, RedisBroker,
+    SecretKey, ServerTls, Storage,
+};
 pub use conditions::{Reason, is_true, set_condition};
 pub use definitions::{definitions, yaml};
 pub use duration::{Duration, DurationError};
@@ -22,8 +25,8 @@ pub use json::Json;
 pub use names::{GROUP, VERSION, annotation, condition, finalizer, label};
 pub use pod_template::PodTemplate;
 pub use queue::{
-    Backoff, BrokerKind, BrokerRef, DeletionPolicy, Depth, EffectivePolicy, EffectiveValue, Queue, QueueSpec,
-    QueueStatus, Retention, Retry, ValueSource,
+    Backoff, BrokerKind, BrokerRef, DeletionPolicy, Depth, EffectivePolicy, EffectiveValue, Ordering, Queue,
+    QueueSpec, QueueStatus, Retention, Retry, ValueSource,
 };
 pub use worker::{
     Handler, HttpHandler, PullHandler, Scaling, SidecarUpgradePolicy, Worker, WorkerQueue, WorkerSpec,

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Scheduled", type_ = "integer", json_path = ".status.depth.scheduled"),
     printcolumn(name = "Active", type_ = "integer", json_path = ".status.depth.active"),
     printcolumn(name = "Retrying", type_ = "integer", json_path = ".status.depth.retrying"),
+    printcolumn(name = "Blocked", type_ = "integer", json_path = ".status.depth.blocked", priority = 1),
     printcolumn(name = "Dead", type_ = "integer", json_path = ".status.depth.dead"),
     printcolumn(name = "Oldest", type_ = "date", json_path = ".status.oldestReadyAt"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
@@ -30,10 +31,16 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("the name must be a DNS label of at most 52 characters"),
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.brokerRef == oldSelf.brokerRef").message("brokerRef can't be changed; make another Queue"))]
+#[x_kube(
+    validation = Rule::new("self.brokerRef == oldSelf.brokerRef").message("brokerRef can't be changed; make another Queue"),
+    validation = Rule::new("self.ordering == oldSelf.ordering").message("ordering can't be changed, jobs that wait were promised it; make another Queue"),
+)]
 pub struct QueueSpec {
     /// The Broker that keeps the jobs.
     pub broker_ref: BrokerRef,
+    /// In which order jobs are started.
+    #[serde(default)]
+    pub ordering: Ordering,
     /// How long a claim holds without being extended. Not the job's timeout: the sidecar extends it while the job runs.
     #[serde(default = "seconds_30")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('2s') && duration(self) <= duration('1h')").message("lease must be from 2s to 1h"))]
@@ -72,6 +79,7 @@ impl QueueSpec {
     pub fn on(broker: impl Into<String>) -> Self {
         Self {
             broker_ref: BrokerRef { kind: BrokerKind::Broker, name: broker.into() },
+            ordering: Ordering::default(),
             lease: seconds_30(),
             timeout: seconds_30(),
             retry: Retry::default(),
@@ -115,6 +123,17 @@ pub struct BrokerRef {
     /// Its name.
     #[schemars(length(min = 1, max = 52), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
+}
+
+/// In which order jobs are started.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Ordering {
+    /// Roughly in the order in which they became ready. A job that is retried or delayed lets others pass.
+    #[default]
+    BestEffort,
+    /// Jobs of one ordering key strictly one after the other, in the order in which they were enqueued. Jobs without a
+    /// key have one together. A job that is retried or delayed holds up its key, and no other.
+    Fifo,
 }
 
 /// What happens after a failed attempt.
@@ -299,6 +318,9 @@ pub struct Depth {
     /// Wait for their next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrying: Option<u64>,
+    /// Wait behind another job of their ordering key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<u64>,
     /// Dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<u64>,

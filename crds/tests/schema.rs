@@ -251,6 +251,10 @@ fn defaults_are_what_the_types_say() {
     let pods = json!({ "spec": { "containers": [{ "name": "app" }] } });
     defaults_agree::<BrokerSpec>("Broker", &json!({ "embedded": {} }));
     defaults_agree::<BrokerSpec>("Broker", &json!({ "embedded": { "storage": {} } }));
+    for server in ["redis", "postgres"] {
+        let least = json!({ server: { "urlFrom": { "name": "a", "key": "url" } } });
+        defaults_agree::<BrokerSpec>("Broker", &least);
+    }
     defaults_agree::<QueueSpec>("Queue", &json!({ "brokerRef": { "name": "a" } }));
     for inner in [
         json!({ "retry": {} }),

@@ -1,24 +1,51 @@
 //! Writes `docs/guarantees.md` from what the conformance suite recorded, or checks that it says just that.
 //!
-//! `guarantees [--check] RECORDS FILE`. A cell says yes only if its scenario ran and passed.
+//! `guarantees [--check] RECORDS FILE`. A cell says yes only if its scenario ran and passed. A broker that claims a
+//! capability which no scenario proved, or that has one which it doesn't claim, is an error; so is a weakness that no
+//! scenario shows.
 #![expect(clippy::print_stdout, reason = "it talks to a person")]
 
 use serde_json::Value;
-use std::{collections::BTreeMap, error::Error, fmt::Write, fs, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path, process::ExitCode};
 
-/// The brokers in the order of the table. `http` is the embedded broker behind its own server.
-const BROKERS: [&str; 3] = ["embedded", "http", "memory"];
+type Failure = Box<dyn std::error::Error>;
 
-type Records = BTreeMap<String, Vec<Value>>;
+/// The brokers in the order of the tables. `http` is the embedded broker behind its own server.
+const BROKERS: &[&str] = &["embedded", "http", "memory"];
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+/// What is weaker than one would wish, where, and the scenario that shows it.
+const WEAKER: &[Weakness] = &[Weakness {
+    brokers: BROKERS,
+    what: "Delivery is at least once: a handler runs again after its pod, its sidecar or its lease was lost. Use the \
+               `Idempotency-Key`. At most one run of a job is under a lease at a time; after a timeout the handler may \
+               still run.",
+    shown_by: "lease_expiry_returns_job_and_counts_a_delivery",
+}];
+
+struct Weakness {
+    brokers: &'static [&'static str],
+    what: &'static str,
+    shown_by: &'static str,
+}
+
+/// What one run of the suite on one broker recorded.
+struct Record {
+    capabilities: BTreeMap<String, Value>,
+    scenarios: Vec<Value>,
+}
+
+type Records = BTreeMap<&'static str, Record>;
+
+fn main() -> Result<ExitCode, Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (check, records, file) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--check", records, file] => (true, records.to_owned(), file.to_owned()),
         [records, file] => (false, records.to_owned(), file.to_owned()),
         _ => return Err("usage: guarantees [--check] RECORDS FILE".into()),
     };
-    let text = render(&read(Path::new(&records))?)?;
+    let records = read(Path::new(&records))?;
+    prove(&records)?;
+    let text = render(&records)?;
     if !check {
         fs::write(&file, &text)?;
         return Ok(ExitCode::SUCCESS);
@@ -30,47 +57,141 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::FAILURE)
 }
 
-fn read(folder: &Path) -> Result<Records, Box<dyn Error>> {
+fn read(folder: &Path) -> Result<Records, Failure> {
     let mut records = Records::new();
     for broker in BROKERS {
         let path = folder.join(format!("{broker}.json"));
         let text = fs::read_to_string(&path)
             .map_err(|error| format!("{}: {error}; run `make conformance`", path.display()))?;
-        let record: Value = serde_json::from_str(&text)?;
+        let mut record: Value = serde_json::from_str(&text)?;
         let scenarios = record["scenarios"].as_array().cloned().ok_or("a record without scenarios")?;
-        records.insert(broker.to_owned(), scenarios);
+        let capabilities = serde_json::from_value(record["capabilities"].take())?;
+        records.insert(broker, Record { capabilities, scenarios });
     }
     Ok(records)
 }
 
-fn render(records: &Records) -> Result<String, Box<dyn Error>> {
+impl Record {
+    fn status(&self, scenario: &str) -> Option<&str> {
+        self.scenarios.iter().find(|record| record["name"] == scenario)?["status"].as_str()
+    }
+
+    /// The scenarios that need `capability`: their names, and whether they passed.
+    fn about<'a>(&'a self, capability: &'a str) -> impl Iterator<Item = (&'a str, bool)> {
+        let needs = move |record: &&Value| {
+            record["needs"].as_array().is_some_and(|needs| needs.iter().any(|need| need == capability))
+        };
+        let outcome = |record: &'a Value| Some((record["name"].as_str()?, record["status"] == "passed"));
+        self.scenarios.iter().filter(needs).filter_map(outcome)
+    }
+}
+
+/// Capabilities that are sizes or words about how much; they are shown, their scenarios stand in the other table.
+fn is_yes_or_no(value: &Value) -> bool {
+    value.is_boolean()
+}
+
+/// Every claim has a proof, and every proof a claim.
+fn prove(records: &Records) -> Result<(), Failure> {
+    for (broker, record) in records {
+        if let Some(failed) = record.scenarios.iter().find(|scenario| scenario["status"] == "failed") {
+            return Err(format!("{broker}: scenario {} failed", failed["name"]).into());
+        }
+        for (capability, value) in record.capabilities.iter().filter(|(_, value)| is_yes_or_no(value)) {
+            let claimed = value == &Value::Bool(true);
+            let mut proofs = record.about(capability).peekable();
+            if claimed && proofs.peek().is_none() && !PROVEN_BY.iter().any(|(name, _)| name == capability) {
+                return Err(format!("{broker} claims {capability}, and no scenario needs it").into());
+            }
+            if !claimed && let Some((name, _)) = proofs.find(|(_, passed)| *passed) {
+                return Err(format!("{broker} passed {name}, but doesn't claim {capability}").into());
+            }
+        }
+        for (capability, scenario) in PROVEN_BY {
+            let claimed = record.capabilities.get(*capability) == Some(&Value::Bool(true));
+            if claimed && record.status(scenario) != Some("passed") {
+                return Err(format!("{broker} claims {capability}, but {scenario} did not pass").into());
+            }
+        }
+    }
+    for weakness in WEAKER {
+        for broker in weakness.brokers {
+            let shown = records.get(broker).and_then(|record| record.status(weakness.shown_by));
+            if shown.is_none_or(|status| status != "passed") {
+                return Err(format!(
+                    "no scenario {} shows on {broker}: {}",
+                    weakness.shown_by, weakness.what
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Capabilities that a scenario proves without being skipped where they are missing.
+const PROVEN_BY: &[(&str, &str)] = &[("atomicSettle", "completion_is_written_with_the_settle")];
+
+fn render(records: &Records) -> Result<String, Failure> {
     let mut out = String::from(
         "# Guarantees\n\n\
-         Generated by `make guarantees` from the records of the conformance suite; a cell says yes only if its scenario ran\n\
-         and passed. `http` is the embedded broker behind its own server, as Kubernetes runs it; `memory` is for tests.\n\n\
-         | guarantee | scenario | embedded | http | memory |\n| --- | --- | --- | --- | --- |\n",
+         Generated by `make guarantees` from the records of the conformance suite: a cell says yes only if its scenario ran and\n\
+         passed there, and what a broker claims without a scenario fails the build. `http` is the embedded broker behind its own\n\
+         server, as Kubernetes runs it; `memory` is for tests. What each scenario does: `docs/scenarios.md`.\n\n\
+         ## What a broker can do\n\n",
     );
-    for scenario in &records["embedded"] {
+    heading(&mut out, "capability")?;
+    for capability in records[BROKERS[0]].capabilities.keys() {
+        let cells = BROKERS.iter().map(|broker| {
+            let value = records[broker].capabilities.get(capability);
+            value.map_or_else(|| "no".to_owned(), |value| shown(capability, value))
+        });
+        writeln!(out, "| `{capability}` | {} |", cells.collect::<Vec<_>>().join(" | "))?;
+    }
+    out.push_str("\n## What is guaranteed\n\n");
+    heading(&mut out, "guarantee | scenario")?;
+    for scenario in &records[BROKERS[0]].scenarios {
         let name = scenario["name"].as_str().ok_or("a scenario without a name")?;
         let guarantee = scenario["guarantee"].as_str().ok_or("a scenario without a guarantee")?;
-        let cells = BROKERS.map(|broker| cell(&records[broker], name));
-        writeln!(out, "| {guarantee} | `{name}` | {} |", cells.join(" | "))?;
+        let cells = BROKERS.iter().map(|broker| cell(records[broker].status(name)));
+        writeln!(out, "| {guarantee} | `{name}` | {} |", cells.collect::<Vec<_>>().join(" | "))?;
     }
-    out.push_str(
-        "\n## What is weaker\n\n\
-         - Delivery is at least once: a handler may run again after its pod, its sidecar or its lease was lost. Use the\n  \
-         `Idempotency-Key`. At most one run of a job is under a lease at a time; after a timeout the handler may still run.\n\
-         - `memory` keeps nothing beyond its process, so scenarios that restart the broker assert only that there.\n\
-         - Order is best effort: a lone worker gets jobs in the order in which they became ready, several workers don't.\n",
-    );
+    out.push_str("\n## What is weaker\n\n");
+    for Weakness { brokers, what, shown_by } in WEAKER {
+        let of =
+            if brokers.len() == BROKERS.len() { String::new() } else { format!("{}: ", brokers.join(", ")) };
+        writeln!(out, "- {of}{what} Shown by `{shown_by}`.")?;
+    }
     Ok(out)
 }
 
-fn cell(scenarios: &[Value], name: &str) -> &'static str {
-    let status = scenarios
-        .iter()
-        .find(|scenario| scenario["name"] == name)
-        .and_then(|scenario| scenario["status"].as_str());
+fn heading(out: &mut String, first: &str) -> std::fmt::Result {
+    writeln!(out, "| {first} | {} |", BROKERS.join(" | "))?;
+    let columns = first.split('|').count() + BROKERS.len();
+    writeln!(out, "|{}", " --- |".repeat(columns))
+}
+
+/// A capability's value, for people.
+fn shown(capability: &str, value: &Value) -> String {
+    match value {
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) | Value::Null => "no".to_owned(),
+        Value::String(word) => word.clone(),
+        Value::Object(fields) if capability == "delay" => {
+            let days = fields.get("maxMs").and_then(Value::as_u64).unwrap_or(0) / 86_400_000;
+            format!("up to {days} days")
+        }
+        Value::Object(fields) => {
+            let kib = |(name, bytes): (&String, &Value)| {
+                format!("{name} {} KiB", bytes.as_u64().unwrap_or(0) / 1024)
+            };
+            fields.iter().map(kib).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn cell(status: Option<&str>) -> &'static str {
     match status {
         Some("passed") => "yes",
         Some("unsupported") => "no",

@@ -14,9 +14,12 @@ mod job;
 mod lenient;
 mod limits;
 mod name;
+pub mod open;
 pub mod policy;
 mod queue;
 mod strict;
+#[cfg(any(feature = "embedded", feature = "http-client"))]
+mod sync;
 mod time;
 
 #[cfg(feature = "conformance")]

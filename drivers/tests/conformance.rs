@@ -4,9 +4,8 @@
 
 use futures::FutureExt;
 use libtest_mimic::{Arguments, Failed, Trial};
-use longshore_drivers::{
-    Probe,
-    conformance::{ALL, Backend, Broker, Fixture, Run, Scenario, by_name},
+use longshore_drivers::conformance::{
+    ALL, Backend, Broker, Fixture, Offer, Run, Scenario, by_name, use_broker_binary,
 };
 use serde_json::{Value, json};
 use std::{
@@ -20,11 +19,14 @@ use tokio::runtime::Runtime;
 const BACKENDS: &str = "memory,embedded,http";
 /// No trial takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same with `LONGSHORE_SOAK=1`, where one of them does a million jobs.
+const SOAK: Duration = Duration::from_secs(4 * 3600);
 
 type Findings = Arc<Mutex<BTreeMap<&'static str, Value>>>;
 
 fn main() {
     let mut arguments = Arguments::from_args();
+    use_broker_binary(env!("CARGO_BIN_EXE_longshore-broker"));
     // Most of a trial's time is waiting.
     arguments.test_threads.get_or_insert(4);
     let named = std::env::var("LONGSHORE_TEST_DRIVERS").unwrap_or_else(|_| BACKENDS.to_owned());
@@ -33,12 +35,12 @@ fn main() {
     for name in named.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         match by_name(name)
             .ok_or_else(|| "no such backend".to_owned())
-            .and_then(|backend| probe(&*backend).map(|probe| (backend, probe)))
+            .and_then(|backend| look(&*backend).map(|offer| (backend, offer)))
         {
-            Ok((backend, probe)) => {
+            Ok((backend, offer)) => {
                 let findings = Findings::default();
-                trials.extend(ALL.iter().map(|scenario| trial(&backend, &probe, scenario, &findings)));
-                reports.push((backend.name(), probe, findings));
+                trials.extend(ALL.iter().map(|scenario| trial(&backend, &offer, scenario, &findings)));
+                reports.push((backend.name(), offer, findings));
             }
             Err(error) => {
                 let error = format!("{name} can't be started: {error}");
@@ -50,8 +52,8 @@ fn main() {
     let complete =
         arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
     if complete {
-        for (name, probe, findings) in reports {
-            write(name, &probe, &findings);
+        for (name, offer, findings) in reports {
+            write(name, &offer, &findings);
         }
     }
     conclusion.exit();
@@ -65,24 +67,18 @@ fn runtime() -> Runtime {
         .expect("a runtime needs only threads")
 }
 
-fn probe(backend: &dyn Backend) -> Result<Probe, String> {
-    let asked = runtime().block_on(async {
-        let broker = backend.start().await?;
-        let probe = broker.handle().await?.probe().await;
-        broker.stop().await;
-        probe
-    });
-    asked.map_err(|error| error.to_string())
+fn look(backend: &dyn Backend) -> Result<Offer, String> {
+    runtime().block_on(Offer::of(backend)).map_err(|error| error.to_string())
 }
 
 fn trial(
     backend: &Arc<dyn Backend>,
-    probe: &Probe,
+    offer: &Offer,
     scenario: &'static Scenario,
     findings: &Findings,
 ) -> Trial {
     let (backend, findings) = (backend.clone(), findings.clone());
-    let missing = scenario.missing(&probe.capabilities);
+    let missing = scenario.missing(offer);
     let (name, run) = match missing {
         None => (format!("{}::{}", backend.name(), scenario.name), Some(scenario.run)),
         Some(need) => (format!("{}::{}__unsupported", backend.name(), scenario.name), need.refused),
@@ -99,6 +95,7 @@ fn trial(
             "name": scenario.name,
             "status": status,
             "guarantee": scenario.guarantee,
+            "needs": scenario.needs.iter().map(|need| need.name).collect::<Vec<_>>(),
             "measured": measured,
         });
         let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +106,8 @@ fn trial(
 
 fn carry_out(backend: &dyn Backend, scenario: &Scenario, run: Run) -> (Result<(), String>, Option<String>) {
     runtime().block_on(async {
-        let broker = match backend.start().await {
+        let started = if scenario.alone { backend.start_alone().await } else { backend.start().await };
+        let broker = match started {
             Ok(broker) => broker,
             Err(error) => return (Err(format!("the broker can't be started: {error}")), None),
         };
@@ -130,21 +128,23 @@ async fn bounded(
     let measured = fixture.measured();
     // A panic must not leave the broker running.
     let caught = std::panic::AssertUnwindSafe(run(fixture)).catch_unwind();
-    let verdict = match tokio::time::timeout(PATIENCE, caught).await {
+    let patience = if std::env::var_os("LONGSHORE_SOAK").is_some() { SOAK } else { PATIENCE };
+    let verdict = match tokio::time::timeout(patience, caught).await {
         Ok(Ok(verdict)) => verdict.map_err(|failed| failed.to_string()),
         Ok(Err(_)) => Err("the scenario panicked".to_owned()),
-        Err(_) => Err(format!("the scenario was not over after {PATIENCE:?}")),
+        Err(_) => Err(format!("the scenario was not over after {patience:?}")),
     };
     let figure = measured.lock().unwrap_or_else(PoisonError::into_inner).take();
     (verdict, figure)
 }
 
-fn write(name: &str, probe: &Probe, findings: &Findings) {
+fn write(name: &str, offer: &Offer, findings: &Findings) {
     let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
     let scenarios: Vec<&Value> = ALL.iter().filter_map(|scenario| findings.get(scenario.name)).collect();
     let report = json!({
         "broker": name,
-        "server_version": probe.version,
+        "server_version": offer.probe.version,
+        "capabilities": offer.probe.capabilities,
         "scenarios": scenarios,
     });
     let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR")

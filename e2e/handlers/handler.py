@@ -1,6 +1,6 @@
 """An ordinary HTTP program that knows nothing of Longshore. What it does with a job stands in the job's payload.
 
-payload: {"call": [path, body or null] on the sidecar's API, its answer is the result, "sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true,
+payload: {"gate": name of the ledger's gate to wait at, "call": [path, body or null] on the sidecar's API, its answer is the result, "sleep": seconds, "answer": {attempt or "*": status}, "result": any, "echo": true,
 "misbehave": {delivery: garbage | hang | close | huge | redirect | die}, "refuse": {delivery: status}, "big": bytes of a result}
 """
 
@@ -36,6 +36,14 @@ def ledger(**entry):
     raise RuntimeError("no ledger")
 
 
+def wait_at(gate):
+    while True:
+        connection = http.client.HTTPConnection("ledger", 8080, timeout=20)
+        connection.request("GET", "/gates/" + gate)
+        if connection.getresponse().status == 204:
+            return
+
+
 def call(path, body):
     """Two lines are all that an app needs to enqueue a job: POST the payload to /v1/queues/<queue>/jobs/<type>."""
     token = {"Authorization": "Bearer " + open(os.environ["LONGSHORE_TOKEN_FILE"]).read()}
@@ -66,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
         ledger(event="start", payload=payload.get("note"), **job)
         if payload.get("unhealthy"):
             alive = False
+        if payload.get("gate"):
+            wait_at(payload["gate"])
         time.sleep(payload.get("sleep", 0))
         kind = payload.get("misbehave", {}).get(str(job["delivery"]))
         if kind:

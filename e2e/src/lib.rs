@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod manifests;
 pub mod scenario;
 pub mod scenarios;
+pub mod servers;
 pub mod wait;
 
 pub use scenario::{Scenario, World};

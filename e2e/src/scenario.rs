@@ -145,6 +145,17 @@ impl World {
         Ledger::parse(&text)
     }
 
+    /// Lets everybody through who waits at `gate`, now and later.
+    ///
+    /// # Errors
+    /// When the ledger can't be reached.
+    pub async fn open_gate(&self, gate: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/{}/pods/ledger:8080/proxy/gates/{gate}", self.namespace);
+        let request = http::Request::post(path).body(Vec::new())?;
+        self.cluster.client.request_text(request).await.context("failed to open a gate")?;
+        Ok(())
+    }
+
     /// Waits until the ledger satisfies `check`.
     ///
     /// # Errors

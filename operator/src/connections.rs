@@ -47,11 +47,13 @@ impl Connections {
         self.changes.send_modify(|version| *version += 1);
     }
 
-    /// Forgets the connection to a Broker that is gone.
-    pub(crate) fn remove(&self, key: &BrokerKey) {
-        if self.lock().remove(key).is_some() {
+    /// Forgets the connection to a Broker that is gone, and gives it to whoever closes it.
+    pub(crate) fn remove(&self, key: &BrokerKey) -> Option<Connection> {
+        let removed = self.lock().remove(key);
+        if removed.is_some() {
             self.changes.send_modify(|version| *version += 1);
         }
+        removed
     }
 
     /// All of them as they are now.

@@ -190,7 +190,7 @@ impl Claimer {
                 };
                 for job in jobs {
                     let term = match ask {
-                        Ask::Now(_) => Term::since(sent, lane.queue.lease),
+                        Ask::Now(_) => Term::claimed(sent, arrived, lane.queue.lease),
                         Ask::Wait(_) => Term::waited(&job, lane.queue.lease, sent, arrived, Timestamp::now()),
                     };
                     self.place(&lane, job, term, arrived);

@@ -2,7 +2,7 @@
 
 use longshore_drivers::{
     Claimed, JobId, Overrides, Payload, Receipt, Timestamp,
-    policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy},
+    policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, Via, WorkerPolicy},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -57,8 +57,7 @@ pub(crate) fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
         handler: Handler::Http { port, path: "/jobs".to_owned() },
         brokers: vec![BrokerAccess {
             name: "default".to_owned(),
-            url: "http://broker.test".to_owned(),
-            token_files: vec!["/nowhere".to_owned()],
+            via: Via::Http { url: "http://broker.test".to_owned(), token_files: vec!["/nowhere".to_owned()] },
         }],
         queues: names.iter().map(|name| queue(name)).collect(),
         draining: Vec::new(),

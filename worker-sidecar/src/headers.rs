@@ -222,6 +222,7 @@ mod tests {
             ("traceparent", "00-1-2-01"),
             ("Job-Meta-Tenant", "42"),
             ("Job-Id", "spoofed"),
+            ("Job-Ordering-Key", "spoofed"),
             ("ce-id", "spoofed"),
             ("Host", "evil"),
             ("Transfer-Encoding", "chunked"),
@@ -237,9 +238,19 @@ mod tests {
         assert_eq!(headers["job-meta-tenant"], "42");
         assert_eq!(headers["job-id"], "job-1");
         assert_eq!(headers["ce-id"], "job-1");
-        for absent in ["host", "transfer-encoding", "content-length", "authorization"] {
+        for absent in ["host", "transfer-encoding", "content-length", "authorization", "job-ordering-key"] {
             assert!(!headers.contains_key(absent), "{absent}");
         }
+    }
+
+    #[test]
+    fn a_job_with_an_ordering_key_tells_it() {
+        let mut job = claimed("job-1", 1);
+        job.ordering_key = Some("customer:42".into());
+        job.headers.insert("Job-Ordering-Key".into(), "spoofed".into());
+        let headers = sent(&job);
+        let told: Vec<_> = headers.get_all("job-ordering-key").iter().collect();
+        assert_eq!(told, ["customer:42"]);
     }
 
     #[test]

@@ -2,15 +2,15 @@
 
 use crate::{
     budget::Share,
-    health::lock,
     lease::{self, Term},
     outcome::Answer,
     plan::{Lane, LaneKey},
+    sync::{Mutex, lock},
 };
 use longshore_drivers::{Claimed, Error, ErrorKind, Limits, Receipt, Result, Settle};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -182,11 +182,13 @@ impl InFlight {
 
     /// Changes entries and keeps the numbers in line.
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let (answer, counts) = {
+        let answer = {
             let mut inner = lock(&self.inner);
-            (change(&mut inner), inner.counts)
+            let answer = change(&mut inner);
+            // Under the lock: outside of it an older number could overtake a newer one, and stand.
+            self.counts.send_replace(inner.counts);
+            answer
         };
-        self.counts.send_replace(counts);
         self.freed.notify_one();
         answer
     }

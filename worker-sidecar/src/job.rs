@@ -5,7 +5,7 @@ use crate::{
     headers,
     health::lock,
     in_flight::{Abort, Completion, Phase, Said, Settled, Ticket},
-    lease::Term,
+    lease::{self, Term},
     metrics,
     outcome::{self, Answer, Moment, Signal, Verdict, decide},
     plan::{Lane, Target},
@@ -41,7 +41,7 @@ pub(crate) fn start(
     let ticket = core.in_flight.admit(lane, &job, Phase::Running, term);
     let queue = metrics::Queue { queue: lane.queue.name.clone() };
     core.metrics.start.get_or_create(&queue).observe(waited(&job, lane.queue.lease, arrived).as_secs_f64());
-    let running = run(core.clone(), lane.clone(), job, target.clone(), ticket);
+    let running = run(core.clone(), lane.clone(), job, target.clone(), ticket, term.doubtful);
     core.jobs.spawn(running);
 }
 
@@ -70,11 +70,23 @@ pub(crate) fn without_payload(job: Claimed) -> Claimed {
     Claimed { payload: Payload::default(), ..job }
 }
 
-async fn run(core: Arc<Core>, lane: Arc<Lane>, mut job: Claimed, target: Target, mut ticket: Ticket) {
+async fn run(
+    core: Arc<Core>,
+    lane: Arc<Lane>,
+    mut job: Claimed,
+    target: Target,
+    mut ticket: Ticket,
+    doubtful: bool,
+) {
     let began = Instant::now();
+    let working = async {
+        match doubt(&core, &lane, &job, &mut ticket, doubtful).await {
+            Some(end) => end,
+            None => work(&core, &lane, &mut job, &target, &mut ticket).await,
+        }
+    };
     // A panic costs this job an attempt and nobody else anything.
-    let working = AssertUnwindSafe(work(&core, &lane, &mut job, &target, &mut ticket, began));
-    let end = match working.catch_unwind().await {
+    let end = match AssertUnwindSafe(working).catch_unwind().await {
         Ok(end) => end,
         Err(_) => End::Decided(conclude(&core, &lane, &job, Answer::Panicked).await),
     };
@@ -115,6 +127,22 @@ async fn heard(core: &Core, lane: &Arc<Lane>, job: &Claimed, said: Said) -> Sett
     }
 }
 
+/// The end of a job whose lease was over before it came here: somebody else may have done it meanwhile, so the broker has
+/// to say that it is still ours.
+async fn doubt(core: &Core, lane: &Lane, job: &Claimed, ticket: &mut Ticket, doubtful: bool) -> Option<End> {
+    if !doubtful {
+        return None;
+    }
+    tokio::select! {
+        biased;
+        Ok(why) = &mut ticket.aborted => match interrupted(why) {
+            Ok(answer) => Some(End::Decided(conclude(core, lane, job, answer).await)),
+            Err(end) => Some(end),
+        },
+        ours = lease::proven(lane, &job.receipt) => (!ours).then_some(End::Gone("lost")),
+    }
+}
+
 /// Pushes the job and waits until something ends it.
 async fn work(
     core: &Arc<Core>,
@@ -122,9 +150,8 @@ async fn work(
     job: &mut Claimed,
     target: &Target,
     ticket: &mut Ticket,
-    began: Instant,
 ) -> End {
-    let deadline = began + lane.queue.timeout_of(&job.overrides).min(Limits::MAX_DELAY);
+    let deadline = Instant::now() + lane.queue.timeout_of(&job.overrides).min(Limits::MAX_DELAY);
     let request = headers::request(&target.uri, &lane.namespace, &lane.queue, job, Timestamp::now());
     // It travels with the request and ends with it.
     job.payload = Payload::default();

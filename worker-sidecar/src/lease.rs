@@ -5,11 +5,12 @@ use crate::{
     core::Core,
     in_flight::Abort,
     plan::{Lane, LaneKey},
+    sync::{sleep, sleep_until, timeout},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use longshore_drivers::{Claimed, Error, ErrorKind, Extension, Receipt, Timestamp};
 use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::Instant;
 
 /// The longest pause before a failed extension is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -19,12 +20,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Term {
     pub(crate) extend_at: Instant,
     pub(crate) until: Instant,
+    /// It may be over already, and the job with somebody else: it has to be proven before the job is started.
+    pub(crate) doubtful: bool,
 }
 
 impl Term {
     /// The term of a lease that was asked for at `sent` and can't have begun before.
     pub(crate) fn since(sent: Instant, lease: Duration) -> Self {
-        Self { extend_at: sent + lease / 3, until: sent + lease }
+        Self { extend_at: sent + lease / 3, until: sent + lease, doubtful: false }
+    }
+
+    /// The term of a job that a claim which did not wait brought at `arrived`. This process may have stood still since
+    /// it was sent.
+    pub(crate) fn claimed(sent: Instant, arrived: Instant, lease: Duration) -> Self {
+        let term = Self::since(sent, lease);
+        Self { doubtful: arrived >= term.until, ..term }
     }
 
     /// The term of a job that a long poll brought now. It was leased at some moment of the wait.
@@ -40,7 +50,7 @@ impl Term {
     ) -> Self {
         let left = job.lease_until.since(clock).min(lease);
         let extend_at = now + left.saturating_sub(lease * 2 / 3);
-        Self { extend_at: extend_at.max(sent + lease / 3), until: now + lease }
+        Self { extend_at: extend_at.max(sent + lease / 3), until: now + lease, doubtful: left.is_zero() }
     }
 }
 
@@ -83,6 +93,27 @@ pub(crate) async fn keep(core: Arc<Core>) {
     }
 }
 
+/// Whether the broker still knows the lease of a job that looks over. Asks for as long as a lease lasts; a broker that does
+/// not answer is no proof. The lease is extended with the answer, and kept by [`keep`] from there on.
+pub(crate) async fn proven(lane: &Lane, receipt: &Receipt) -> bool {
+    let lease = lane.queue.lease;
+    let asking = async {
+        loop {
+            let request = lane.driver.extend(&lane.queue.physical, vec![receipt.clone()], lease);
+            match request.await.map(|mut answers| answers.pop()) {
+                Ok(Some(Ok(_))) => return true,
+                Ok(Some(Err(error))) | Err(error)
+                    if matches!(error.kind, ErrorKind::StaleReceipt | ErrorKind::NotFound) =>
+                {
+                    return false;
+                }
+                Ok(_) | Err(_) => sleep(soon(lease)).await,
+            }
+        }
+    };
+    timeout(lease, asking).await.unwrap_or(false)
+}
+
 async fn at(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
@@ -123,7 +154,7 @@ fn apply(core: &Core, extended: Extended) {
     for ((id, _), answer) in leases.iter().zip(answers) {
         match answer {
             Ok(extension) => {
-                let Term { extend_at, until } = Term::since(sent, lease);
+                let Term { extend_at, until, .. } = Term::since(sent, lease);
                 core.in_flight.extended(*id, extend_at, Some(until));
                 if extension.cancel_requested {
                     core.in_flight.abort(*id, Abort::Cancelled);
@@ -149,16 +180,33 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(30);
     const SENT: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
-    /// The seconds until the first extension of a job that was leased `leased` seconds after the claim was sent and
-    /// arrived `arrived` seconds after it, where the broker's clock is `ahead` seconds ahead.
-    fn extended_after(leased: u64, arrived: u64, ahead: i64) -> u64 {
+    #[test]
+    fn a_lease_that_may_be_over_before_its_job_arrived_is_doubtful() {
+        let sent = Instant::now();
+        let claimed = |seconds| Term::claimed(sent, sent + Duration::from_secs(seconds), LEASE).doubtful;
+        assert_eq!((claimed(0), claimed(29), claimed(30)), (false, false, true));
+        let waited = |leased, arrived, ahead| waited(leased, arrived, ahead).0.doubtful;
+        assert_eq!((waited(0, 20, 0), waited(20, 20, 3600)), (false, false));
+        assert!(waited(0, 60, 0), "nobody extended it in time");
+        assert!(waited(20, 20, -3600), "clocks that disagree cost a request");
+    }
+
+    /// The term of a job that was leased `leased` seconds after the claim was sent and arrived `arrived` seconds after it,
+    /// where the broker's clock is `ahead` seconds ahead; and when it arrived.
+    fn waited(leased: u64, arrived: u64, ahead: i64) -> (Term, Instant) {
         let mut job = claimed("job", 1);
         let begin = SENT.after(Duration::from_secs(leased)).as_millis() + ahead * 1000;
         job.lease_until = Timestamp::from_millis(begin).after(LEASE);
-        let sent = Instant::now();
-        let now = sent + Duration::from_secs(arrived);
+        let now = Instant::now();
+        let sent = now.checked_sub(Duration::from_secs(arrived)).unwrap();
         let term = Term::waited(&job, LEASE, sent, now, SENT.after(Duration::from_secs(arrived)));
         assert_eq!(term.until, now + LEASE);
+        (term, now)
+    }
+
+    /// The seconds until its first extension.
+    fn extended_after(leased: u64, arrived: u64, ahead: i64) -> u64 {
+        let (term, now) = waited(leased, arrived, ahead);
         term.extend_at.duration_since(now).as_secs()
     }
 

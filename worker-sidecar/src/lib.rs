@@ -34,6 +34,7 @@ mod push;
 mod readiness;
 mod settle;
 mod stop;
+mod sync;
 mod token;
 
 #[cfg(test)]
@@ -42,3 +43,6 @@ mod token;
 mod fake_broker;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+#[cfg(feature = "models")]
+mod models;

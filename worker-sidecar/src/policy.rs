@@ -188,11 +188,15 @@ impl Follower {
         }
     }
 
-    /// Connects to brokers that are new or changed; those that can't be reached are tried again with the next turn.
+    /// Connects to brokers that are new or changed; those that can't be reached are tried again with the next turn. Until a
+    /// changed one is, the connection from before has to do: files that a newer template mounts are in no older pod.
     async fn connect_missing(&mut self, policy: &WorkerPolicy) -> bool {
-        self.connections.retain(|_, (access, _)| policy.brokers.contains(access));
-        let missing = policy.brokers.iter().filter(|access| !self.connections.contains_key(&access.name));
-        let attempts = missing.map(|access| {
+        self.connections.retain(|name, _| policy.brokers.iter().any(|access| access.name == *name));
+        let is_open = |access: &BrokerAccess| {
+            self.connections.get(&access.name).is_some_and(|(open, _)| open == access)
+        };
+        let missing: Vec<_> = policy.brokers.iter().filter(|access| !is_open(access)).collect();
+        let attempts = missing.into_iter().map(|access| {
             let connecting = (self.connect)(access.clone());
             async move { (access, timeout(CONNECT, connecting).await) }
         });

@@ -272,7 +272,7 @@ impl Driver for Ruled {
             match answer {
                 Ok(_) => {
                     if let Some((id, _)) = self.core.in_flight.find(receipt) {
-                        let Term { extend_at, until } = Term::since(sent, lease);
+                        let Term { extend_at, until, .. } = Term::since(sent, lease);
                         self.core.in_flight.extended(id, extend_at, Some(until));
                     }
                 }

@@ -4,29 +4,25 @@
 //! once and a busy one settles in batches, and nothing ever waits for company.
 
 use crate::{
-    health::{Health, lock},
+    health::Health,
     in_flight::Settled,
     lease,
     metrics::Metrics,
     outcome,
     plan::{Lane, LaneKey},
+    sync::{Mutex, lock, sleep, spawn, timeout},
 };
 use futures::FutureExt;
 use longshore_drivers::{Error, ErrorKind, Receipt, Settle, Settlement};
-use std::{
-    collections::HashMap,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::Instant,
 };
 use tokio_util::task::TaskTracker;
 
 /// Settles in one request.
-const BATCH: usize = 500;
+const BATCH: usize = if cfg!(all(test, feature = "models")) { 2 } else { 500 };
 /// Bytes of results in one request, as long as it holds more than one.
 const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// How long a request may take.
@@ -115,7 +111,7 @@ impl Settler {
                 waiting: Vec::new(),
                 pause: Duration::ZERO,
             };
-            self.tasks.spawn(worker.run(items));
+            spawn(self.tasks.track_future(worker.run(items)));
             sender
         });
         sender.clone()

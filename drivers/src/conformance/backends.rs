@@ -1,19 +1,13 @@
 //! The backends that this crate brings along, as the suite starts them.
 
+use super::servers::process::Directory;
 use crate::{
-    Driver, DynDriver, Error, ErrorKind, Result,
-    embedded::{Config, Embedded},
+    Driver, DynDriver, Error, ErrorKind, Result, Timestamp,
+    embedded::{Clock, Config, Embedded},
     memory::Memory,
 };
 use async_trait::async_trait;
-use std::{
-    fmt::Debug,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fmt::Debug, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
 /// A kind of broker that can be started.
@@ -22,8 +16,13 @@ pub trait Backend: Debug + Send + Sync {
     /// Its name, as reports use it.
     fn name(&self) -> &'static str;
 
-    /// Starts a broker, or connects to one that runs.
+    /// Starts a broker, or connects to one that runs. Scenarios may share it: their names keep them apart.
     async fn start(&self) -> Result<Arc<dyn Broker>>;
+
+    /// Starts one that no other scenario uses, for those that stop, kill or freeze it.
+    async fn start_alone(&self) -> Result<Arc<dyn Broker>> {
+        self.start().await
+    }
 }
 
 /// A broker that runs.
@@ -32,11 +31,41 @@ pub trait Broker: Debug + Send + Sync {
     /// A handle that shares as little as possible with other handles.
     async fn handle(&self) -> Result<DynDriver>;
 
-    /// Stops it and starts it again with the same data.
+    /// The same, reaching the broker through a proxy at `address`. Scenarios break the way there, so its time-outs are
+    /// short: a call ends within [`BOUND`](super::BOUND) beside what it asks the broker to wait.
+    async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        Err(Error::new(ErrorKind::Unsupported, format!("this broker can't be reached by way of {address}")))
+    }
+
+    /// Where it listens, the same for as long as it exists. `None` when there is no network before it.
+    fn address(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// Stops it in good order if it runs, and starts it again with the same data.
     async fn restart(&self) -> Result<()>;
+
+    /// Ends it without a chance to do anything (SIGKILL). It stays down until [`Broker::restart`].
+    async fn kill(&self) -> Result<()> {
+        Err(no_process())
+    }
+
+    /// Stops it where it stands (SIGSTOP).
+    async fn freeze(&self) -> Result<()> {
+        Err(no_process())
+    }
+
+    /// Lets it go on (SIGCONT).
+    async fn thaw(&self) -> Result<()> {
+        Err(no_process())
+    }
 
     /// Stops it and removes its data.
     async fn stop(&self);
+}
+
+fn no_process() -> Error {
+    Error::new(ErrorKind::Unsupported, "process: this broker has none of its own that could fail by itself")
 }
 
 /// The backend called `name`, if this crate brings it along.
@@ -96,27 +125,33 @@ impl Backend for InFile {
     }
 }
 
+/// A clock that is an hour ahead of that of the callers: nothing may go by theirs.
+#[derive(Debug)]
+struct Ahead;
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp::now().after(Duration::from_secs(3600))
+    }
+}
+
 /// An embedded broker in a directory of its own.
 #[derive(Debug)]
 pub(super) struct FileBroker {
-    directory: PathBuf,
+    directory: Directory,
     open: Mutex<Arc<Embedded>>,
 }
 
 impl FileBroker {
     pub(super) fn start() -> Result<Self> {
-        static BROKERS: AtomicU64 = AtomicU64::new(0);
-        let number = BROKERS.fetch_add(1, Ordering::Relaxed);
-        let name = format!("longshore-conformance-{}-{number}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory)
-            .map_err(|error| Error::unavailable(format!("{} can't be made: {error}", directory.display())))?;
-        let open = Mutex::new(Arc::new(Self::open(&directory)?));
+        let directory = Directory::new("conformance")?;
+        let open = Mutex::new(Arc::new(Self::open(directory.path())?));
         Ok(Self { directory, open })
     }
 
-    fn open(directory: &std::path::Path) -> Result<Embedded> {
-        Embedded::open(Config::new(directory.join("jobs.db")))
+    fn open(directory: &Path) -> Result<Embedded> {
+        let clock = Arc::new(Ahead);
+        Embedded::open(Config { clock, ..Config::new(directory.join("jobs.db")) })
     }
 }
 
@@ -129,14 +164,11 @@ impl Broker for FileBroker {
     async fn restart(&self) -> Result<()> {
         let mut open = self.open.lock().await;
         open.close().await;
-        *open = Arc::new(Self::open(&self.directory)?);
+        *open = Arc::new(Self::open(self.directory.path())?);
         Ok(())
     }
 
     async fn stop(&self) {
         self.open.lock().await.close().await;
-        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
-            tracing::debug!(%error, "a directory of the conformance suite stays behind");
-        }
     }
 }

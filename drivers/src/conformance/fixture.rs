@@ -1,6 +1,6 @@
 //! What a scenario gets, and what most scenarios do with it.
 
-use super::{Broker, Verdict};
+use super::{Broker, Verdict, proxy::Proxy};
 use crate::{
     Address, Claim, Claimed, Completion, CompletionPage, Declaration, DriverExt, DynDriver, Enqueued, JobId,
     JobRecord, JobState, NewJob, Notify, Owner, Payload, QueueName, QueueSettings, QueueStats,
@@ -9,7 +9,7 @@ use crate::{
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -46,12 +46,11 @@ impl Fixture {
     /// A fixture on `broker`. The names it gives out begin with `prefix`: lowercase letters, digits and dashes.
     pub fn new(broker: Arc<dyn Broker>, prefix: impl Into<String>) -> Self {
         static TRIALS: AtomicU64 = AtomicU64::new(0);
+        // A broker that outlives this process knows the names of other runs.
+        static RUN: OnceLock<String> = OnceLock::new();
+        let run = RUN.get_or_init(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_owned());
         let trial = TRIALS.fetch_add(1, Ordering::Relaxed);
-        Self {
-            broker,
-            prefix: format!("{}-{}-{trial}", prefix.into(), std::process::id()),
-            measured: Arc::default(),
-        }
+        Self { broker, prefix: format!("{}-{run}-{trial}", prefix.into()), measured: Arc::default() }
     }
 
     /// Where a figure goes that the scenario measured.
@@ -67,6 +66,23 @@ impl Fixture {
     /// A handle to the broker, independent of those given out before.
     pub async fn driver(&self) -> Result<DynDriver, Failed> {
         Ok(self.broker.handle().await?)
+    }
+
+    /// The broker, for those who break it.
+    pub fn broker(&self) -> &dyn Broker {
+        &*self.broker
+    }
+
+    /// A way to the broker that can be broken.
+    pub async fn proxy(&self) -> Result<Proxy, Failed> {
+        let address = self.broker.address().ok_or_else(|| Failed("the broker has no address".into()))?;
+        Ok(Proxy::start(address).await?)
+    }
+
+    /// The same `subject` through `proxy`, with a handle whose calls end soon.
+    pub(super) async fn through(&self, proxy: &Proxy, subject: &Subject) -> Result<Subject, Failed> {
+        let driver = self.broker.handle_at(proxy.address()).await?;
+        Ok(Subject { driver, queue: subject.queue.clone() })
     }
 
     /// Stops the broker and starts it again with the same data. Handles from before are no longer of use.

@@ -6,16 +6,24 @@
 
 mod backends;
 mod fixture;
+pub mod history;
 mod http_backend;
+pub mod proxy;
 mod scenarios;
 pub mod servers;
 
 pub use backends::{Backend, Broker, by_name};
 pub use fixture::{Failed, Fixture, Subject, eventually};
+pub use http_backend::use_broker_binary;
 pub use scenarios::ALL;
 
-use crate::{Capabilities, ErrorKind};
+use crate::{Capabilities, ErrorKind, Probe, Result as CallResult};
 use futures::future::BoxFuture;
+use std::time::Duration;
+
+/// How long a call through a handle of [`Broker::handle_at`] may take beside what it asks the broker to wait, whatever
+/// happens to the broker and to the way there.
+pub const BOUND: Duration = Duration::from_secs(6);
 
 /// What a scenario answers.
 pub type Verdict = Result<(), Failed>;
@@ -32,25 +40,62 @@ pub struct Scenario {
     pub guarantee: &'static str,
     /// What a backend must be able to do for it.
     pub needs: &'static [&'static Need],
+    /// It stops, kills or freezes its broker, so it has one of its own.
+    pub alone: bool,
     /// The proof.
     pub run: Run,
+}
+
+/// What a backend has for scenarios to work with.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// What its brokers say about themselves.
+    pub probe: Probe,
+    /// There is a network before a broker, so the way to it can be broken.
+    pub network: bool,
+    /// A broker is a process that can be killed and frozen.
+    pub process: bool,
+}
+
+impl Offer {
+    /// Starts a broker of `backend` and sees.
+    ///
+    /// # Errors
+    /// Whatever keeps the broker from running.
+    pub async fn of(backend: &dyn Backend) -> CallResult<Self> {
+        let broker = backend.start_alone().await?;
+        let found = Self::look(&*broker).await;
+        broker.stop().await;
+        found
+    }
+
+    async fn look(broker: &dyn Broker) -> CallResult<Self> {
+        let probe = broker.handle().await?.probe().await?;
+        let network = broker.address().is_some();
+        let process = match broker.freeze().await {
+            Ok(()) => broker.thaw().await.map(|()| true)?,
+            Err(error) if error.kind == ErrorKind::Unsupported => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { probe, network, process })
+    }
 }
 
 /// A capability that scenarios need.
 #[derive(Debug)]
 pub struct Need {
-    /// Its name in [`Capabilities`], as the wire spells it.
+    /// Its name in [`Capabilities`], as the wire spells it, or that of another part of [`Offer`].
     pub name: &'static str,
     /// Whether a backend has it.
-    pub holds: fn(&Capabilities) -> bool,
+    pub holds: fn(&Offer) -> bool,
     /// What a backend without it must refuse, if there is such an operation.
     pub refused: Option<Run>,
 }
 
 impl Scenario {
     /// The first capability that is missing.
-    pub fn missing(&self, capabilities: &Capabilities) -> Option<&'static Need> {
-        self.needs.iter().copied().find(|need| !(need.holds)(capabilities))
+    pub fn missing(&self, offer: &Offer) -> Option<&'static Need> {
+        self.needs.iter().copied().find(|need| !(need.holds)(offer))
     }
 }
 
@@ -78,62 +123,72 @@ use check_eq;
 
 /// The capabilities that scenarios need.
 pub(crate) mod needs {
-    use super::Need;
     use super::scenarios::refusals;
+    use super::{Capabilities, Need, Offer};
+
+    fn capabilities(offer: &Offer) -> &Capabilities {
+        &offer.probe.capabilities
+    }
 
     pub(crate) static DELAY: Need = Need {
         name: "delay",
-        holds: |capabilities| capabilities.delay.is_some(),
+        holds: |offer| capabilities(offer).delay.is_some(),
         refused: Some(|fixture| Box::pin(refusals::delay(fixture))),
     };
     pub(crate) static PAUSE: Need = Need {
         name: "pause",
-        holds: |capabilities| capabilities.pause,
+        holds: |offer| capabilities(offer).pause,
         refused: Some(|fixture| Box::pin(refusals::pause(fixture))),
     };
     pub(crate) static INSPECT: Need = Need {
         name: "inspect",
-        holds: |capabilities| capabilities.inspect,
+        holds: |offer| capabilities(offer).inspect,
         refused: Some(|fixture| Box::pin(refusals::inspect(fixture))),
     };
     pub(crate) static CANCEL: Need = Need {
         name: "cancel",
-        holds: |capabilities| capabilities.cancel,
+        holds: |offer| capabilities(offer).cancel,
         refused: Some(|fixture| Box::pin(refusals::cancel(fixture))),
     };
     pub(crate) static RESULTS: Need = Need {
         name: "resultStore",
-        holds: |capabilities| capabilities.result_store,
+        holds: |offer| capabilities(offer).result_store,
         refused: Some(|fixture| Box::pin(refusals::results(fixture))),
     };
     pub(crate) static WAKE: Need = Need {
         name: "wake",
-        holds: |capabilities| capabilities.wake,
+        holds: |offer| capabilities(offer).wake,
         refused: Some(|fixture| Box::pin(refusals::wake(fixture))),
     };
     pub(crate) static FENCING: Need =
-        Need { name: "fencing", holds: |capabilities| capabilities.fencing, refused: None };
+        Need { name: "fencing", holds: |offer| capabilities(offer).fencing, refused: None };
     pub(crate) static IDS: Need = Need {
         name: "idMemory",
-        holds: |capabilities| capabilities.id_memory == crate::IdMemory::UntilAcked,
+        holds: |offer| capabilities(offer).id_memory == crate::IdMemory::UntilAcked,
         refused: None,
     };
     pub(crate) static LEASE: Need = Need {
         name: "lease",
-        holds: |capabilities| capabilities.lease == crate::Lease::Extendable,
+        holds: |offer| capabilities(offer).lease == crate::Lease::Extendable,
         refused: None,
     };
     pub(crate) static EXACT: Need =
-        Need { name: "exactDepth", holds: |capabilities| capabilities.exact_depth, refused: None };
+        Need { name: "exactDepth", holds: |offer| capabilities(offer).exact_depth, refused: None };
     pub(crate) static DURABLE: Need = Need {
         name: "durability",
-        holds: |capabilities| capabilities.durability >= crate::Durability::Process,
+        holds: |offer| capabilities(offer).durability >= crate::Durability::Process,
         refused: None,
     };
     pub(crate) static FIFO: Need = Need {
         name: "fifo",
-        holds: |capabilities| capabilities.fifo,
+        holds: |offer| capabilities(offer).fifo,
         refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
+    };
+    pub(crate) static NETWORK: Need = Need { name: "network", holds: |offer| offer.network, refused: None };
+    pub(crate) static PROCESS: Need = Need {
+        name: "process",
+        holds: |offer| offer.process,
+        refused: Some(|fixture| Box::pin(refusals::process(fixture))),
     };
 }
 
@@ -147,6 +202,9 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    /// What every scenario means, and which line of the test plan it covers.
+    const PAGE: &str = include_str!("../../../docs/scenarios.md");
+
     #[test]
     fn names_are_unique_and_guarantees_are_sentences() {
         let names: BTreeSet<_> = ALL.iter().map(|scenario| scenario.name).collect();
@@ -154,5 +212,24 @@ mod tests {
         for scenario in ALL {
             assert!(scenario.guarantee.ends_with('.'), "{}", scenario.name);
         }
+    }
+
+    #[test]
+    fn whoever_breaks_a_broker_has_one_alone() {
+        for scenario in ALL {
+            let breaks = scenario.needs.iter().any(|need| ["process", "network"].contains(&need.name));
+            assert!(!breaks || scenario.alone, "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn the_page_of_scenarios_says_what_runs() {
+        let (ours, _) = PAGE.split_once("## Through the sidecar").expect("the page has two tables");
+        let rows: Vec<_> = ours.lines().filter(|line| line.starts_with("| `")).collect();
+        for scenario in ALL {
+            let row = format!("| `{}` | {} |", scenario.name, scenario.guarantee);
+            assert!(rows.iter().any(|line| line.starts_with(&row)), "docs/scenarios.md has no row {row}");
+        }
+        assert_eq!(rows.len(), ALL.len(), "docs/scenarios.md has rows of scenarios that don't exist");
     }
 }

@@ -1,6 +1,7 @@
 //! Handing out jobs, and taking them back when nobody received them.
 
 use super::{
+    ordering,
     state::QueueId,
     storage::{self, Sql, code, column},
     transition::{End, Job, Tx},
@@ -10,7 +11,7 @@ use crate::{
     Receipt, Result, Timestamp,
 };
 use bytes::Bytes;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, params, types::ValueRef};
 use std::time::Duration;
 
 /// Payload bytes in one answer; the first job always fits.
@@ -18,8 +19,8 @@ const ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// The jobs that have been ready longest. The outer join keeps a job without a body in sight, and the order of the loops.
 pub(super) const READY: &str = "SELECT jobs.seq, at, deliveries, payload, id, type, attempts, enqueued_at, \
-    failure_reason, failure_message, content_type, headers, max_attempts, timeout, notify_address, notify_context \
-    FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq \
+    failure_reason, failure_message, content_type, headers, max_attempts, timeout, notify_address, notify_context, \
+    ordering_key FROM jobs LEFT JOIN bodies ON bodies.seq = jobs.seq \
     WHERE queue = ?1 AND state = ?2 ORDER BY at, jobs.seq LIMIT ?3";
 
 /// What one pass may still hand out, so that claims neither keep settles waiting for long nor fill the memory.
@@ -136,6 +137,7 @@ impl Tx<'_> {
     }
 
     fn ready(&self, queue: QueueId, max: usize, budget: &Budget) -> Sql<Vec<Ready>> {
+        let fifo = self.known(queue).is_fifo();
         let mut statement = self.db.prepare_cached(READY)?;
         let max = max.min(Limits::BATCH).min(budget.jobs);
         let limit = ANSWER_BYTES.min(budget.bytes);
@@ -143,7 +145,10 @@ impl Tx<'_> {
         let mut found: Vec<Ready> = Vec::new();
         let mut bytes = 0;
         while let Some(row) = rows.next()? {
-            let ready = read(row)?;
+            let mut ready = read(row)?;
+            if fifo && row.get_ref(16)? == ValueRef::Null {
+                ready.job = Err(ordering::no_key());
+            }
             bytes += ready.bytes();
             if bytes > limit && !found.is_empty() {
                 break;
@@ -154,7 +159,7 @@ impl Tx<'_> {
     }
 
     /// A job that nobody can be given would be found again and again.
-    fn bury_unreadable(&mut self, seq: i64, error: &crate::Error) -> Sql<()> {
+    pub(super) fn bury_unreadable(&mut self, seq: i64, error: &crate::Error) -> Sql<()> {
         let Some(job) = self.job_by_seq(seq)? else {
             return Ok(());
         };
@@ -232,7 +237,7 @@ fn decode(row: &Row<'_>) -> Result<Claimed> {
                     .map(|millis| Duration::from_millis(millis.unsigned_abs())),
             },
             headers: std::collections::BTreeMap::new(),
-            ordering_key: None,
+            ordering_key: row.get::<_, Option<String>>(16)?.filter(|key| !key.is_empty()),
             attempt: storage::count(row.get(6)?).saturating_add(1),
             delivery: storage::count(row.get(2)?).saturating_add(1),
             enqueued_at: Timestamp::from_millis(row.get(7)?),

@@ -55,7 +55,7 @@ impl Tx<'_> {
             };
             self.db
                 .prepare_cached(
-                    "UPDATE completions SET leased_until = ?1, delivery = delivery + 1 WHERE id = ?2",
+                    "UPDATE completions SET leased_until = ?1, delivery = min(delivery, 4294967295) + 1 WHERE id = ?2",
                 )?
                 .execute(params![until, id])?;
         }

@@ -3,19 +3,19 @@
 use super::{
     command::{Answer, NewRow},
     inspect,
+    ordering::Key,
     state::QueueId,
     storage::{Sql, code, column},
     transition::Tx,
 };
 use crate::{
-    Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, Ordering, Outcome, QueueName, Result, checks,
+    Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, Outcome, QueueName, Result, checks,
 };
 use rusqlite::{OptionalExtension, params};
 
 /// Checks a job and prepares what needs no database, on the caller's thread.
 pub(super) fn prepare(mut job: NewJob, limits: &Limits) -> Result<NewRow> {
     job.validate(limits)?;
-    checks::ordering_key(&job, Ordering::BestEffort)?;
     let headers = if job.headers.is_empty() {
         None
     } else {
@@ -43,6 +43,9 @@ impl Tx<'_> {
 
     fn enqueue_one(&mut self, queue: QueueId, row: &NewRow) -> Sql<Result<Enqueued>> {
         let known = self.known(queue);
+        if let Err(error) = checks::ordering_key(&row.job, known.settings.ordering) {
+            return Ok(Err(error));
+        }
         let (waiting, max_depth) = (known.waiting(), known.settings.max_depth);
         if row.job.notify.is_none() && waiting >= max_depth {
             let duplicate = self.duplicate(queue, row)?;
@@ -62,13 +65,18 @@ impl Tx<'_> {
     fn insert(&mut self, queue: QueueId, row: &NewRow) -> Sql<bool> {
         let job = &row.job;
         let due = self.due(job.delay);
-        let state = if job.delay.is_zero() { JobState::Ready } else { JobState::Scheduled };
+        let key = self.known(queue).is_fifo().then(|| Key::of(job.ordering_key.as_deref()));
+        let state = match &key {
+            Some(key) if self.is_blocked(queue, key)? => JobState::Blocked,
+            _ if job.delay.is_zero() => JobState::Ready,
+            _ => JobState::Scheduled,
+        };
         let seq = self.state.next_seq();
         let added = self
             .db
             .prepare_cached(
-                "INSERT INTO jobs (seq, queue, id, type, state, at, notify, payload_bytes, enqueued_at, due_at) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?6) ON CONFLICT (queue, id) DO NOTHING",
+                "INSERT INTO jobs (seq, queue, id, type, state, at, notify, payload_bytes, enqueued_at, due_at, \
+                 ordering_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?6, ?10) ON CONFLICT (queue, id) DO NOTHING",
             )?
             .execute(params![
                 seq,
@@ -80,6 +88,7 @@ impl Tx<'_> {
                 job.notify.is_some(),
                 column(job.payload.len()),
                 self.now.as_millis(),
+                key,
             ])?;
         if added == 0 {
             return Ok(false);

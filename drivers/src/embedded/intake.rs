@@ -1,20 +1,25 @@
 //! The bounded channel to the writer's thread. The thread takes all that waits at once: that is the group of a commit.
 
 use super::command::{Operation, Request};
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    sync::{Condvar, Mutex, MutexGuard},
+};
 use std::{
     collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, oneshot};
 
+/// The model checker looks at something small.
+const MODELLED: bool = cfg!(all(test, feature = "models"));
 /// Commands in one group.
-const GROUP_COMMANDS: usize = 512;
+const GROUP_COMMANDS: usize = if MODELLED { 3 } else { 512 };
 /// Items (jobs, receipts …) in one group, so that neighbours of many big batches don't wait for all of them.
 const GROUP_ITEMS: usize = 4096;
 /// What may wait: a command takes one permit, and one more for each such number of payload bytes.
-const PERMITS: usize = 2048;
+const PERMITS: usize = if MODELLED { 2 } else { 2048 };
 const BYTES_PER_PERMIT: usize = 64 * 1024;
 
 #[derive(Debug)]

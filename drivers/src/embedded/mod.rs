@@ -14,6 +14,7 @@ mod execute;
 mod filesystem;
 mod inspect;
 mod intake;
+mod ordering;
 mod queues;
 mod schema;
 mod settle;
@@ -24,6 +25,9 @@ mod transition;
 mod waiting;
 mod writer;
 
+#[cfg(test)]
+#[cfg(feature = "models")]
+mod models;
 #[cfg(test)]
 mod tests;
 
@@ -121,7 +125,7 @@ fn capabilities() -> Capabilities {
         result_store: true,
         wake: true,
         exact_depth: true,
-        fifo: false,
+        fifo: true,
         durability: Durability::Machine,
         limits: Limits::default(),
     }

@@ -2,13 +2,14 @@
 
 use super::{
     command::Answer,
+    ordering::WALK_EVERY,
     state::{PINNED, Queue, QueueId},
-    storage::{Sql, column},
+    storage::{self, Sql, column},
     transition::{End, Job, Tx},
 };
 use crate::{
-    Declaration, Declared, Error, ErrorKind, JobId, JobState, Limits, Ordering, Outcome, Owner, QueueName,
-    QueueSettings, Result,
+    Declaration, Declared, Error, ErrorKind, JobId, JobState, Limits, Outcome, Owner, QueueName,
+    QueueSettings, Result, checks,
 };
 use rusqlite::{named_params, params};
 
@@ -19,16 +20,14 @@ impl Tx<'_> {
         declaration: &Declaration,
         backend_id: &str,
     ) -> Sql<Result<Answer>> {
-        if declaration.settings.ordering != Ordering::BestEffort {
-            return Ok(Err(Error::new(
-                ErrorKind::Unsupported,
-                "fifo: this broker hands jobs out at its best effort",
-            )));
-        }
         let known = self.state.find(name);
         if let Some(id) = known {
             if self.known(id).owner != declaration.owner && !declaration.adopt {
                 return Ok(Err(Error::owned_by_another(name)));
+            }
+            let ordering = self.known(id).settings.ordering;
+            if let Err(error) = checks::same_ordering(name, ordering, declaration.settings.ordering) {
+                return Ok(Err(error));
             }
             self.update_queue(id, declaration)?;
         } else {
@@ -41,12 +40,16 @@ impl Tx<'_> {
         self.db
             .prepare_cached(
                 "INSERT INTO queues (name, installation, uid, max_depth, max_deliveries, retain_completed, \
-                             retain_dead, paused) VALUES (?1, '', '', 0, 0, 0, 0, 0)",
+                             retain_dead, paused, ordering) VALUES (?1, '', '', 0, 0, 0, 0, 0, ?2)",
             )?
-            .execute([name.as_str()])?;
+            .execute([name.as_str(), storage::ordering_word(declaration.settings.ordering)])?;
         let id = self.db.last_insert_rowid();
         let Declaration { owner, settings, adopt: _ } = declaration;
-        self.state.add_queue(id, Queue::new(name.clone(), owner.clone(), settings.clone()));
+        let queue = Queue::new(name.clone(), owner.clone(), settings.clone());
+        if queue.is_fifo() {
+            self.state.walks.lower(&id, self.now.as_millis().saturating_add(WALK_EVERY));
+        }
+        self.state.add_queue(id, queue);
         self.write_queue(id, declaration)
     }
 
@@ -128,7 +131,9 @@ impl Tx<'_> {
         if job.notify && !job.state.is_terminal() {
             self.announce(job, &Outcome::Purged)?;
         }
-        self.erase(job)
+        let next = self.successor(job)?;
+        self.erase(job)?;
+        next.map_or(Ok(()), |next| self.call(&next))
     }
 
     pub(super) fn purge(&mut self, queue: &QueueName, state: JobState, limit: u32) -> Sql<Result<Answer>> {
@@ -200,8 +205,10 @@ impl Tx<'_> {
                 "UPDATE jobs SET deliveries = 0, finished_at = NULL, dead_reason = NULL WHERE seq = ?1",
             )?
             .execute([job.seq])?;
+        // It stands before those that were enqueued later, but not before the one whose turn it is.
+        let state = if self.returns_behind(&job)? { JobState::Blocked } else { JobState::Ready };
         let fresh = Job { attempts: 0, lost: 0, ..job };
-        self.wait(&fresh, self.now.as_millis(), JobState::Scheduled)?;
+        self.stand(&fresh, state, self.now.as_millis())?;
         Ok(Ok(()))
     }
 }

@@ -14,6 +14,7 @@ CREATE TABLE queues (
     retain_completed INTEGER NOT NULL,
     retain_dead INTEGER NOT NULL,
     paused INTEGER NOT NULL,
+    ordering TEXT NOT NULL,
     deleting INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
@@ -30,6 +31,7 @@ CREATE TABLE jobs (
     state INTEGER NOT NULL,
     at INTEGER NOT NULL,
     notify INTEGER NOT NULL,
+    ordering_key TEXT,
     unpinned INTEGER NOT NULL DEFAULT 0,
     payload_bytes INTEGER NOT NULL,
     enqueued_at INTEGER NOT NULL,
@@ -50,6 +52,12 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX jobs_by_id ON jobs (queue, id);
 CREATE INDEX jobs_by_state ON jobs (queue, state, at);
 CREATE INDEX jobs_unreadable ON jobs (queue) WHERE failure_reason = 'Unreadable';
+
+-- Lines of Fifo queues, the only ones whose jobs have a key (an empty one if they were given none). One job of a line at
+-- most waits for its time, is ready or runs; the others are blocked behind it.
+CREATE UNIQUE INDEX jobs_first ON jobs (queue, ordering_key)
+    WHERE ordering_key IS NOT NULL AND state IN (0, 1, 2, 3);
+CREATE INDEX jobs_behind ON jobs (queue, ordering_key) WHERE state = 7;
 
 -- What never changes, apart from `jobs`, so that a transition doesn't write the payload again.
 CREATE TABLE bodies (

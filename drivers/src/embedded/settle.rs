@@ -38,14 +38,17 @@ impl Tx<'_> {
         }
         match settle {
             Settle::Succeed { result } => {
-                self.finish(&job, job.attempts + 1, job.lost, &End::Succeeded(result.as_ref()))
+                self.finish(&job, job.attempts.saturating_add(1), job.lost, &End::Succeeded(result.as_ref()))
             }
-            Settle::Bury { reason, failure } => {
-                self.finish(&job, job.attempts + 1, job.lost, &End::Dead(*reason, &bounded(failure)))
-            }
+            Settle::Bury { reason, failure } => self.finish(
+                &job,
+                job.attempts.saturating_add(1),
+                job.lost,
+                &End::Dead(*reason, &bounded(failure)),
+            ),
             Settle::Retry { failure, .. } if job.cancel_requested => {
                 self.note(&job, failure)?;
-                self.finish(&job, job.attempts + 1, job.lost, &End::Cancelled)
+                self.finish(&job, job.attempts.saturating_add(1), job.lost, &End::Cancelled)
             }
             Settle::Release { .. } if job.cancel_requested => {
                 self.finish(&job, job.attempts, job.lost, &End::Cancelled)
@@ -58,7 +61,7 @@ impl Tx<'_> {
 
     fn retry(&mut self, job: &Job, delay: Duration, failure: &Failure) -> Sql<()> {
         self.note(job, failure)?;
-        let again = Job { attempts: job.attempts + 1, ..job.clone() };
+        let again = Job { attempts: job.attempts.saturating_add(1), ..job.clone() };
         self.wait(&again, self.due(delay), JobState::Retrying)
     }
 

@@ -5,9 +5,10 @@ mod load;
 
 use super::{
     deadlines::Deadlines,
+    ordering::Key,
     storage::{self, STATES},
 };
-use crate::{Address, JobState, Owner, QueueName, QueueSettings, Timestamp, Wake};
+use crate::{Address, JobState, Ordering, Owner, QueueName, QueueSettings, Timestamp, Wake};
 use std::{
     collections::{BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
@@ -61,9 +62,15 @@ impl Queue {
         !self.settings.paused && !self.deleting && self.count(JobState::Ready) > 0
     }
 
+    /// Whether jobs of one key are handed out one after the other.
+    pub(super) fn is_fifo(&self) -> bool {
+        self.settings.ordering == Ordering::Fifo
+    }
+
     /// Jobs that a producer's limit counts.
     pub(super) fn waiting(&self) -> u64 {
-        self.count(JobState::Ready) + self.count(JobState::Scheduled) + self.count(JobState::Retrying)
+        let waiting = [JobState::Ready, JobState::Scheduled, JobState::Retrying, JobState::Blocked];
+        waiting.into_iter().map(|state| self.count(state)).sum()
     }
 
     pub(super) fn service_time_ms(&self) -> Option<f64> {
@@ -93,6 +100,10 @@ pub(super) struct State {
     pub(super) due: Deadlines<QueueId>,
     /// When jobs of a queue can be forgotten.
     pub(super) sweeps: Deadlines<QueueId>,
+    /// When the lines of a queue are to be looked at.
+    pub(super) walks: Deadlines<QueueId>,
+    /// The line at which the walk through a queue goes on.
+    pub(super) walked: HashMap<QueueId, Key>,
     /// When deleted queues can be taken apart further.
     pub(super) removals: Deadlines<QueueId>,
     /// When completions can be handed out (again).
@@ -164,6 +175,8 @@ impl State {
     pub(super) fn remove_queue(&mut self, id: QueueId) {
         self.change(id);
         self.queues.remove(&id);
+        self.walks.set(&id, None);
+        self.walked.remove(&id);
     }
 
     /// A job of queue `id` came (`from` nowhere), went (`to` nowhere) or changed its state.
@@ -307,6 +320,10 @@ impl State {
             // Whatever deadline the transaction took away has to be found again.
             self.due.lower(&id, 0);
             self.sweeps.lower(&id, 0);
+            if self.queues.get(&id).is_some_and(Queue::is_fifo) {
+                self.walked.remove(&id);
+                self.walks.lower(&id, 0);
+            }
             if self.queues.get(&id).is_some_and(|queue| queue.deleting) {
                 self.removals.lower(&id, 0);
             }

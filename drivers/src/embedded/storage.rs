@@ -1,6 +1,6 @@
 //! SQLite's errors as errors of the contract, and the codes that columns hold.
 
-use crate::{DeadReason, Error, ErrorKind, Failure, JobState};
+use crate::{DeadReason, Error, ErrorKind, Failure, JobState, Ordering};
 use rusqlite::{ErrorCode, Row, types::ValueRef};
 
 /// The result of statements: an error means that the transaction is spoilt.
@@ -78,6 +78,19 @@ pub(super) const fn code(state: JobState) -> i64 {
 /// The state that `code` stands for.
 pub(super) fn state(code: i64) -> Option<JobState> {
     usize::try_from(code).ok().and_then(|code| BY_CODE.get(code).copied())
+}
+
+/// The word that stands for `ordering` in the database.
+pub(super) const fn ordering_word(ordering: Ordering) -> &'static str {
+    match ordering {
+        Ordering::BestEffort => "BestEffort",
+        Ordering::Fifo => "Fifo",
+    }
+}
+
+/// The ordering that `word` stands for. One that can't be read is strict: nothing overtakes, and no line is forgotten.
+pub(super) fn ordering(word: &str) -> Ordering {
+    if word == ordering_word(Ordering::BestEffort) { Ordering::BestEffort } else { Ordering::Fifo }
 }
 
 /// The word that stands for `reason` in the database.

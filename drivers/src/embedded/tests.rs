@@ -4,6 +4,9 @@
 mod damage;
 mod failures;
 mod kill;
+#[cfg(feature = "memory")]
+mod model;
+mod ordering;
 mod plans;
 mod time;
 
@@ -20,6 +23,7 @@ use crate::{
 };
 use rusqlite::Connection;
 use std::{sync::Arc, time::Duration};
+use time::Hands;
 
 /// Carries out what a test wants to go wrong.
 pub(super) fn spoil(tx: &mut Tx<'_>, breakage: Breakage) -> Sql<Result<Answer>> {
@@ -112,13 +116,17 @@ impl Broker {
 
     /// The same broker with another queue.
     async fn beside(&self, queue: &str) -> Self {
+        self.beside_with(queue, QueueSettings::default()).await
+    }
+
+    async fn beside_with(&self, queue: &str, settings: QueueSettings) -> Self {
         let other = Self {
             driver: self.driver.clone(),
             queue: queue.parse().unwrap(),
             config: self.config.clone(),
             directory: self.directory.clone(),
         };
-        other.declare(QueueSettings::default()).await;
+        other.declare(settings).await;
         other
     }
 

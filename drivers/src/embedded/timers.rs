@@ -42,6 +42,13 @@ impl Tx<'_> {
                 self.state.sweeps.set(&queue, Some(later));
             }
         }
+        let mut budget = PASS;
+        for queue in self.state.walks.due(now) {
+            if !self.step(queue, "walk", &mut budget, Self::walk_lines)? {
+                self.state.walked.remove(&queue);
+                self.state.walks.set(&queue, Some(later));
+            }
+        }
         let mut pass = Pass::default();
         if let Some(queue) = self.state.removals.due(now).first().copied() {
             let removed = &mut pass.removed;

@@ -207,6 +207,9 @@ impl Tx<'_> {
                 .execute(params![job.seq, result.content_type, &result.bytes[..]])?;
         }
         self.state.moved(job.queue, Some(job.state), Some(end.state()));
+        if let Some(next) = self.successor(job)? {
+            self.call(&next)?;
+        }
         let keep = if job.notify { Limits::PIN } else { self.known(job.queue).retention(end.state()) };
         self.state.sweep_at(job.queue, self.now.after(keep).as_millis());
         if job.notify { self.announce(job, &end.outcome()) } else { Ok(()) }
@@ -215,13 +218,18 @@ impl Tx<'_> {
     /// The job waits again: at once when `due` has come, else as `later`.
     pub(super) fn wait(&mut self, job: &Job, due: i64, later: JobState) -> Sql<()> {
         let state = if due <= self.now.as_millis() { JobState::Ready } else { later };
+        self.stand(job, state, due)
+    }
+
+    /// The job waits in `state`.
+    pub(super) fn stand(&mut self, job: &Job, state: JobState, due: i64) -> Sql<()> {
         self.db
             .prepare_cached(
                 "UPDATE jobs SET state = ?1, at = ?2, due_at = ?2, attempts = ?3, lost = ?4, token = NULL WHERE seq = ?5",
             )?
             .execute(params![code(state), due, job.attempts, job.lost, job.seq])?;
         self.state.moved(job.queue, Some(job.state), Some(state));
-        if state != JobState::Ready {
+        if matches!(state, JobState::Scheduled | JobState::Retrying) {
             self.state.due.lower(&job.queue, due);
         }
         Ok(())

@@ -54,9 +54,11 @@ pub(super) struct Shared {
 
 /// The body of the thread: opens the database, tells `opened` the id of its data, and works until the intake is closed.
 pub(super) fn run(config: &Config, shared: Shared, opened: &mpsc::Sender<Result<String>>) {
-    // However this ends, nobody waits for ever.
-    let _abandon = Abandon(shared.intake.clone());
     let Shared { intake, hints, done } = shared;
+    // Dropped last: whoever hears of the end is refused at once by what is abandoned before.
+    let _done = done;
+    // However this ends, nobody waits for ever.
+    let _abandon = Abandon(intake.clone());
     match Writer::open(config, intake, hints) {
         Ok(writer) => {
             let _ = opened.send(Ok(writer.backend_id.clone()));
@@ -66,7 +68,6 @@ pub(super) fn run(config: &Config, shared: Shared, opened: &mpsc::Sender<Result<
             let _ = opened.send(Err(error));
         }
     }
-    drop(done);
 }
 
 struct Abandon(Arc<Intake>);
@@ -174,8 +175,9 @@ impl Writer {
             return now;
         }
         let clock = self.now().as_millis();
-        let State { due, sweeps, removals, .. } = &self.state;
-        let timers = [due.next(), sweeps.next(), removals.next(), self.lines.next_readable(&self.state)];
+        let State { due, sweeps, removals, walks, .. } = &self.state;
+        let readable = self.lines.next_readable(&self.state);
+        let timers = [due.next(), sweeps.next(), removals.next(), walks.next(), readable];
         let timer = timers.into_iter().flatten().min().map(|at| {
             let millis = u64::try_from(at.saturating_sub(clock)).unwrap_or(0);
             now + Duration::from_millis(millis).min(GLANCE)

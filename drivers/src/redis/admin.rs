@@ -44,7 +44,7 @@ pub(super) async fn stats(link: &Link, queue: &QueueName) -> Result<(QueueStats,
 
 impl Core {
     pub(super) async fn declare(&self, queue: &QueueName, declaration: Declaration) -> Result<Declared> {
-        let facts = self.link.meet().await?;
+        let facts = self.link.meet(Call::Prepares).await?;
         let mut cmd = redis::cmd("SADD");
         cmd.arg(queues(&self.link)).arg(queue.as_str());
         self.link.command(&cmd, "declare", Call::Changes).await?;

@@ -72,7 +72,7 @@ impl Core {
         let max = (read.max as usize).min(Limits::BATCH);
         let mut cmd = redis::cmd("SMEMBERS");
         cmd.arg(index(&self.link, address));
-        let queues = Items::new(self.link.command(&cmd, "completions", Call::Reads).await?)?;
+        let queues = Items::new(self.link.command(&cmd, "completions", Call::Prepares).await?)?;
         let queues = queues.filter_map(|name| match name {
             redis::Value::BulkString(name) => String::from_utf8(name).ok()?.parse().ok(),
             _ => None,
@@ -151,6 +151,10 @@ impl Core {
             {
                 by_queue.entry(queue).or_default().push(name);
             }
+        }
+        if by_queue.is_empty() && !receipts.is_empty() {
+            // None of ours. Whether there is a broker is asked all the same.
+            self.link.command(&redis::cmd("PING"), "acknowledge", Call::Prepares).await?;
         }
         let calls = by_queue.iter().map(|(queue, names)| {
             self.link.run(&scripts::ACKNOWLEDGE, queue, move |cmd| {

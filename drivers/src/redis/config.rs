@@ -2,7 +2,10 @@
 
 use crate::{Error, Result};
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, io::tcp::TcpSettings};
-use std::fmt;
+use std::{fmt, time::Duration};
+
+const CONNECTS: Duration = Duration::from_secs(5);
+const ANSWERS: Duration = Duration::from_secs(10);
 
 /// How to reach a Redis server.
 #[derive(Clone)]
@@ -10,6 +13,9 @@ pub struct RedisConfig {
     info: ConnectionInfo,
     /// The certificates (PEM) that may sign the server's; without them those of this machine. Only for `rediss://`.
     pub ca: Option<Vec<u8>>,
+    /// How long a connection may take to be made, and an answer to come.
+    pub(crate) connects: Duration,
+    pub(crate) answers: Duration,
     /// All keys begin with it: 1 to 64 letters, digits, dots, dashes, underscores and colons. `longshore` by default.
     pub prefix: String,
 }
@@ -35,7 +41,7 @@ impl RedisConfig {
             _ => return Err(invalid()),
         }
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        Ok(Self { info, ca: None, prefix: "longshore".to_owned() })
+        Ok(Self { info, ca: None, connects: CONNECTS, answers: ANSWERS, prefix: "longshore".to_owned() })
     }
 
     pub(super) fn client(&self) -> Result<redis::Client> {

@@ -7,6 +7,8 @@ use redis::RedisError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     Reads,
+    /// It only reads, and the change that depends on it was not asked for yet.
+    Prepares,
     Changes,
 }
 
@@ -29,7 +31,7 @@ pub(super) fn failed(error: &RedisError, what: &str, call: Call) -> Error {
     let kind = match call {
         Call::Changes => ErrorKind::Ambiguous,
         Call::Reads if error.is_timeout() => ErrorKind::Timeout,
-        Call::Reads => ErrorKind::Unavailable,
+        Call::Reads | Call::Prepares => ErrorKind::Unavailable,
     };
     Error::new(kind, format!("the Redis server's answer to {what} was lost: {}", cause(error)))
 }

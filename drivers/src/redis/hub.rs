@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 const HINTS: usize = 4096;
 /// How often a quiet connection is asked whether it is still there.
 const PULSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is heard on the channel for all.
 #[derive(Debug, Clone)]
@@ -242,7 +242,7 @@ async fn run(hub: Weak<Hub>, link: Arc<Link>, mut wanted: watch::Receiver<Ear>) 
 
 /// Listens until the connection breaks, and says why.
 async fn listen(hub: &Weak<Hub>, link: &Arc<Link>, wanted: &mut watch::Receiver<Ear>) -> String {
-    let connect = tokio::time::timeout(super::link::CONNECTS, link.client.get_async_pubsub()).await;
+    let connect = tokio::time::timeout(link.connects, link.client.get_async_pubsub()).await;
     let (mut sink, mut stream) = match connect {
         Ok(Ok(connection)) => connection.split(),
         Ok(Err(error)) => return error.category().to_owned(),
@@ -258,7 +258,7 @@ async fn listen(hub: &Weak<Hub>, link: &Arc<Link>, wanted: &mut watch::Receiver<
         if subscribed < ear {
             let all = format!("{}:wake", link.prefix);
             let channels = if ear == Ear::All { vec![own.clone(), all] } else { vec![own.clone()] };
-            match tokio::time::timeout(super::link::ANSWERS, sink.subscribe(channels)).await {
+            match tokio::time::timeout(link.answers, sink.subscribe(channels)).await {
                 Ok(Ok(())) => subscribed = ear,
                 Ok(Err(error)) => return error.category().to_owned(),
                 Err(_) => return "no answer in time".to_owned(),
@@ -272,7 +272,7 @@ async fn listen(hub: &Weak<Hub>, link: &Arc<Link>, wanted: &mut watch::Receiver<
             more = next(hub, &mut stream, &own) => if !more { return "it was closed".to_owned() },
             changed = wanted.changed() => if changed.is_err() { return "nobody listens".to_owned() },
             _ = pulse.tick() => {
-                let alive = tokio::time::timeout(super::link::ANSWERS, sink.ping::<redis::Value>()).await;
+                let alive = tokio::time::timeout(link.answers, sink.ping::<redis::Value>()).await;
                 if !matches!(alive, Ok(Ok(_))) {
                     return "it doesn't answer".to_owned();
                 }

@@ -17,13 +17,9 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long a connection may take to be made.
-pub(super) const CONNECTS: Duration = Duration::from_secs(5);
-/// How long an answer may take.
-pub(super) const ANSWERS: Duration = Duration::from_secs(10);
 /// The pauses between attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// One connection.
 #[derive(Clone)]
@@ -49,6 +45,9 @@ struct State {
 pub(super) struct Link {
     pub(super) client: redis::Client,
     pub(super) prefix: String,
+    /// How long a connection may take to be made, and an answer to come.
+    pub(super) connects: Duration,
+    pub(super) answers: Duration,
     state: Mutex<State>,
     /// Held by whoever connects; the others wait for the result.
     connecting: tokio::sync::Mutex<()>,
@@ -69,6 +68,8 @@ impl Link {
     pub(super) fn new(config: RedisConfig) -> Result<Self> {
         Ok(Self {
             client: config.client()?,
+            connects: config.connects,
+            answers: config.answers,
             prefix: config.prefix,
             state: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
@@ -113,11 +114,11 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Open> {
-        let attempt = tokio::time::timeout(CONNECTS, self.handshake()).await;
+        let attempt = tokio::time::timeout(self.connects, self.handshake()).await;
         let attempt = attempt.unwrap_or_else(|_| {
             Err(Error::unavailable(format!(
                 "the Redis server did not answer within {} s",
-                CONNECTS.as_secs()
+                self.connects.as_secs()
             )))
         });
         let mut state = self.state();
@@ -144,13 +145,13 @@ impl Link {
 
     async fn handshake(&self) -> Result<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECTS))
-            .set_response_timeout(Some(ANSWERS))
+            .set_connection_timeout(Some(self.connects))
+            .set_response_timeout(Some(self.answers))
             .set_pipeline_buffer_size(1024)
             .set_write_backpressure_boundary(256 * 1024);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
         let mut connection = connected.map_err(|error| errors::not_sent(&error))?;
-        server::meet(&mut connection, &self.prefix).await?;
+        server::meet(&mut connection, &self.prefix, Call::Prepares).await?;
         Ok(connection)
     }
 
@@ -168,9 +169,9 @@ impl Link {
     }
 
     /// Asks the server again who it is.
-    pub(super) async fn meet(&self) -> Result<Facts> {
+    pub(super) async fn meet(&self, call: Call) -> Result<Facts> {
         let mut open = self.open().await?;
-        match server::meet(&mut open.connection, &self.prefix).await {
+        match server::meet(&mut open.connection, &self.prefix, call).await {
             Ok(facts) => Ok(facts),
             Err(error) => {
                 if error.kind.is_transient() {
@@ -231,7 +232,6 @@ impl Link {
         queue: &QueueName,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
-        let call = if script.changes { Call::Changes } else { Call::Reads };
         let build = |name: &str, body: &str| {
             let mut cmd = redis::cmd(name);
             cmd.arg(body).arg(1).arg(self.key(queue)).arg(&self.prefix);
@@ -247,7 +247,7 @@ impl Link {
             other => other,
         };
         answer.map_err(|error| {
-            let error = errors::failed(&error, script.name, call);
+            let error = errors::failed(&error, script.name, script.call);
             Error { message: format!("{} (queue {queue})", error.message), ..error }
         })
     }

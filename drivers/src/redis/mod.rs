@@ -74,7 +74,7 @@ impl Driver for Redis {
     /// The durability is the server's own: `Machine` with `appendonly yes` and `appendfsync always`, `None` without
     /// `appendonly`.
     async fn probe(&self) -> Result<Probe> {
-        let facts = self.core.link.meet().await?;
+        let facts = self.core.link.meet(errors::Call::Reads).await?;
         Ok(Probe {
             backend: "redis".to_owned(),
             version: facts.version,

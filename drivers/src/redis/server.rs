@@ -26,8 +26,8 @@ struct Meta {
 }
 
 /// Asks the server who it is and makes it ours.
-pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str) -> Result<Facts> {
-    let info = text(ask(connection, redis::cmd("INFO").arg("everything"), "INFO").await?);
+pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str, call: Call) -> Result<Facts> {
+    let info = text(ask(connection, redis::cmd("INFO").arg("everything"), "INFO", call).await?);
     let version = field(&info, "redis_version").unwrap_or("unknown").to_owned();
     old(&version)?;
     if field(&info, "cluster_enabled") == Some("1") {
@@ -44,13 +44,18 @@ pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str) -
         return Err(Error::unavailable("the Redis server is a read-only replica: use the primary's address"));
     }
     let durability = durability(connection, field(&info, "aof_enabled") == Some("1")).await;
-    let backend_id = identity(connection, prefix).await?;
+    let backend_id = identity(connection, prefix, call).await?;
     Ok(Facts { version, backend_id, durability })
 }
 
-async fn ask(connection: &mut MultiplexedConnection, cmd: &redis::Cmd, what: &str) -> Result<Value> {
+async fn ask(
+    connection: &mut MultiplexedConnection,
+    cmd: &redis::Cmd,
+    what: &str,
+    call: Call,
+) -> Result<Value> {
     let answer = connection.send_packed_command(cmd).await.and_then(Value::extract_error);
-    answer.map_err(|error| errors::failed(&error, what, Call::Reads))
+    answer.map_err(|error| errors::failed(&error, what, call))
 }
 
 fn text(value: Value) -> String {
@@ -108,14 +113,14 @@ async fn durability(connection: &mut MultiplexedConnection, appends: bool) -> Du
 }
 
 /// The id of the data, made once.
-async fn identity(connection: &mut MultiplexedConnection, prefix: &str) -> Result<String> {
+async fn identity(connection: &mut MultiplexedConnection, prefix: &str, call: Call) -> Result<String> {
     let key = format!("{prefix}:meta");
-    let mut known = ask(connection, redis::cmd("GET").arg(&key), "GET").await?;
+    let mut known = ask(connection, redis::cmd("GET").arg(&key), "GET", call).await?;
     if known == Value::Nil {
         let meta = Meta { layout: LAYOUT, backend_id: uuid::Uuid::now_v7().to_string() };
         let meta = serde_json::to_string(&meta).expect("plain data");
-        ask(connection, redis::cmd("SET").arg(&key).arg(meta).arg("NX"), "SET").await?;
-        known = ask(connection, redis::cmd("GET").arg(&key), "GET").await?;
+        ask(connection, redis::cmd("SET").arg(&key).arg(meta).arg("NX"), "SET", call).await?;
+        known = ask(connection, redis::cmd("GET").arg(&key), "GET", call).await?;
     }
     let broken =
         || Error::new(ErrorKind::Fatal, format!("the key {key} is not Longshore's; use another prefix"));

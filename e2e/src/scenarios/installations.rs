@@ -22,10 +22,16 @@ scenarios![two_installations_share_one_broker[alone]];
 const END: Duration = Duration::from_secs(180);
 const MEMBERS: usize = 40;
 
+/// A queue whose jobs may wait at a gate for as long as an operator takes to go away.
+fn patient() -> Value {
+    json!({ "timeout": "170s" })
+}
+
 /// The workflow `same`: a batch with callbacks. It is called so in both installations.
 fn same() -> Value {
-    let members: Vec<_> =
-        (0..MEMBERS).map(|n| json!({ "type": "member", "payload": { "sleep": 0.3, "result": n } })).collect();
+    let members: Vec<_> = (0..MEMBERS)
+        .map(|n| json!({ "type": "member", "payload": { "gate": "members", "result": n } }))
+        .collect();
     let workflow = json!({
         "steps": [
             { "name": "first", "job": { "type": "first" } },
@@ -91,10 +97,10 @@ async fn side_by_side(world: &World, other: &World, home: &str) -> Result<()> {
     let watched = format!("watchNamespaces={{{}}}", other.namespace);
     let settings = ["installation=two", "crds.install=false", "rbac.aggregate=false", &watched];
     other.helm_release("two", home, &settings).await?;
-    stage(world, &json!({}), &[same()]).await?;
+    stage(world, &patient(), &[same()]).await?;
     let mut items = manifests::ledger();
     items.extend(borrowed(world).await?);
-    items.extend([manifests::queue("work", &json!({})), manifests::worker("work", &json!({})), same()]);
+    items.extend([manifests::queue("work", &patient()), manifests::worker("work", &json!({})), same()]);
     other.apply(&manifests::list(&items)).await?;
 
     let some = |ledger: &Ledger| {
@@ -102,7 +108,11 @@ async fn side_by_side(world: &World, other: &World, home: &str) -> Result<()> {
         Ok(())
     };
     world.ledger_shows("members to run", END, some).await?;
+    // No member ends before the operator is away, so that it can't be the one that goes on.
     world.scale_operator(0).await?;
+    for both in [world, other] {
+        eventually("the gate to open", END, || both.open_gate("members")).await?;
+    }
     ended_once(other).await?;
     let all = |ledger: &Ledger| ledger.ran_exactly_once("member", MEMBERS);
     world.ledger_shows("the members to end", END, all).await?;

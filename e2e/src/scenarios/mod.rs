@@ -1,5 +1,6 @@
 //! All scenarios, by what they are about.
 
+mod credentials;
 mod drain;
 mod faults;
 mod handlers;
@@ -18,6 +19,7 @@ use crate::Scenario;
 pub fn all() -> Vec<Scenario> {
     [
         hello::ALL,
+        credentials::ALL,
         workflow::ALL,
         scaling::ALL,
         handlers::ALL,

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
 };
 use kube::ResourceExt;
-use longshore_crds::{Broker, EmbeddedBroker, HttpBroker, label};
+use longshore_crds::{Broker, EmbeddedBroker, SecretKey, label};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -28,32 +28,51 @@ pub(super) fn token_secret_name(broker: &str) -> String {
     child_name(broker, "-broker-token", 63)
 }
 
-/// Where the tokens are that let one in.
+/// Keys of a Secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct TokenSecret {
+pub(crate) struct SecretKeys {
     /// The Secret.
     pub(crate) name: String,
     /// The keys in it, the one to try first at the front.
     pub(crate) keys: Vec<String>,
 }
 
-/// Where the tokens of a broker are, whatever its backend.
-pub(crate) fn tokens_of(broker: &Broker) -> TokenSecret {
-    match &broker.spec.http {
-        Some(HttpBroker { token_from, .. }) => {
-            TokenSecret { name: token_from.name.clone(), keys: vec![token_from.key.clone()] }
-        }
-        None => TokenSecret {
-            name: token_secret_name(&broker.name_any()),
-            keys: [CURRENT, PREVIOUS].map(str::to_owned).to_vec(),
-        },
+impl SecretKeys {
+    fn one(from: &SecretKey) -> Self {
+        Self { name: from.name.clone(), keys: vec![from.key.clone()] }
     }
 }
 
-/// The base URL of the broker's HTTP API.
-pub(super) fn url(broker: &Broker) -> String {
-    let service = || format!("http://{}.{}.svc:{PORT}", name(broker), broker.namespace().unwrap_or_default());
-    broker.spec.http.as_ref().map_or_else(service, |http| http.url.clone())
+/// Where tokens or a URL with a password are that let one in, whatever the backend.
+pub(crate) fn credentials_of(broker: &Broker) -> SecretKeys {
+    let spec = &broker.spec;
+    let http = spec.http.as_ref().map(|http| &http.token_from);
+    let redis = spec.redis.as_ref().map(|redis| &redis.url_from);
+    let postgres = spec.postgres.as_ref().map(|postgres| &postgres.url_from);
+    http.or(redis).or(postgres).map_or_else(
+        || SecretKeys {
+            name: token_secret_name(&broker.name_any()),
+            keys: [CURRENT, PREVIOUS].map(str::to_owned).to_vec(),
+        },
+        SecretKeys::one,
+    )
+}
+
+/// Where the certificates are that may have signed the server's, if the Broker names any.
+pub(crate) fn authority_of(broker: &Broker) -> Option<SecretKeys> {
+    let redis = broker.spec.redis.as_ref().and_then(|redis| redis.tls.as_ref());
+    let postgres = broker.spec.postgres.as_ref().and_then(|postgres| postgres.tls.as_ref());
+    redis.or(postgres).map(|tls| SecretKeys::one(&tls.ca_from))
+}
+
+/// The base URL of the broker's HTTP API, if it has one.
+pub(super) fn url(broker: &Broker) -> Option<String> {
+    let namespace = || broker.namespace().unwrap_or_default();
+    match (&broker.spec.http, &broker.spec.embedded) {
+        (Some(http), _) => Some(http.url.clone()),
+        (None, Some(_)) => Some(format!("http://{}.{}.svc:{PORT}", name(broker), namespace())),
+        (None, None) => None,
+    }
 }
 
 fn labels(broker: &Broker) -> Value {

@@ -1,9 +1,11 @@
-//! Brokers: an `embedded` one becomes a StatefulSet, a Service and a Secret; an `http` one is somebody else's. Every one becomes
+//! Brokers: an `embedded` one becomes a StatefulSet, a Service and a Secret; the others are somebody else's. Every one becomes
 //! a connection.
 
 mod build;
 mod connect;
 mod report;
+mod secret;
+mod server;
 mod token;
 
 use crate::{
@@ -38,7 +40,8 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 use tokio::time::timeout as within;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use build::{TokenSecret, tokens_of};
+pub(crate) use build::{SecretKeys, authority_of, credentials_of};
+use connect::Access;
 use report::Seen;
 
 /// A connected broker is asked again this often.
@@ -97,32 +100,29 @@ async fn reconcile(broker: Arc<Broker>, context: Arc<Context>) -> Result<Action>
 async fn reconcile_inner(broker: &Broker, context: &Context) -> Result<Action> {
     let namespace = broker.namespace().ok_or(Error::Incomplete("namespace"))?;
     if broker.metadata.deletion_timestamp.is_some() {
-        context.connections.remove(&(namespace, broker.name_any()));
+        context.connections.remove(&(namespace, broker.name_any())).into_iter().for_each(connect::retire);
         return Ok(Action::await_change());
     }
     if !context.leadership.is_leader() {
         return Err(Error::LeadershipLost);
     }
-    let ours = match (&broker.spec.embedded, &broker.spec.http) {
-        (Some(embedded), _) => embed(context, broker, &namespace, embedded).await?,
-        (None, Some(http)) => token::read(context, &namespace, &http.token_from).await?.map(Ours::elsewhere),
-        // The API server lets none in.
-        (None, None) => return Ok(Action::await_change()),
+    let Some(ours) = ours(context, broker, &namespace).await? else {
+        return Ok(Action::await_change());
     };
-    let Ours { tokens, pods, fault } = match ours {
+    let Ours { access, pods, fault } = match ours {
         Ok(ours) => ours,
         Err(missing) => {
             report_on(context, broker, &Seen::Missing(missing)).await?;
             return Ok(Action::requeue(PROBE_LATER));
         }
     };
-    let (answer, by_current) = connect::probe(context, broker, &namespace, &tokens).await;
-    let again = match (&answer, pods, &tokens.owed) {
-        (Ok(_), _, Some(owed)) => {
+    let (answer, by_current) = connect::probe(context, broker, &namespace, &access).await;
+    let again = match (&answer, pods, access.owed()) {
+        (Ok(_), _, Some((tokens, owed))) => {
             // One at a time: the broker has to know the token of the rotation before.
             let due = match &owed.next {
                 None => by_current,
-                Some(next) => connect::accepts(broker, next).await,
+                Some(next) => connect::accepts(&access, next).await,
             };
             if due {
                 token::rotate(context, broker, &namespace, &tokens.current, owed).await?;
@@ -144,17 +144,32 @@ async fn reconcile_inner(broker: &Broker, context: &Context) -> Result<Action> {
 
 /// What a broker is reached with.
 struct Ours {
-    tokens: token::Tokens,
+    access: Access,
     /// Pods that are ready, where they are ours.
     pods: Option<i32>,
     /// The API server doesn't take what the broker is to consist of.
     fault: Option<Reason>,
 }
 
-impl Ours {
-    fn elsewhere(tokens: token::Tokens) -> Self {
-        Self { tokens, pods: None, fault: None }
+/// What the broker is reached with, or what stands in the way; nothing for a spec that the API server lets in nowhere.
+async fn ours(
+    context: &Context,
+    broker: &Broker,
+    namespace: &str,
+) -> Result<Option<std::result::Result<Ours, Reason>>> {
+    let elsewhere = |access| Ours { access, pods: None, fault: None };
+    if let Some(embedded) = &broker.spec.embedded {
+        return embed(context, broker, namespace, embedded).await.map(Some);
     }
+    if let Some(http) = &broker.spec.http {
+        let tokens = token::read(context, namespace, &http.token_from).await?;
+        let url = http.url.clone();
+        return Ok(Some(tokens.map(|tokens| elsewhere(Access::Http { url, tokens }))));
+    }
+    let Some(named) = server::Named::of(&broker.spec) else { return Ok(None) };
+    let credentials = named.credentials(context, namespace).await?;
+    let server = named.server;
+    Ok(Some(credentials.map(|credentials| elsewhere(Access::Server { server, credentials }))))
 }
 
 /// Applies what an embedded broker consists of. What stands in the way comes back as the reason for not being ready.
@@ -178,13 +193,14 @@ async fn embed(
         Ok(tokens) => tokens,
         Err(reason) => return Ok(Err(reason)),
     };
+    let access = Access::Http { url: build::url(broker).unwrap_or_default(), tokens };
     let ready = |set: &StatefulSet| set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
     let pods = set.as_ref().map_or(0, ready);
     Ok(Ok(match put(context, broker, namespace, embedded).await {
-        Ok(set) => Ours { tokens, pods: Some(ready(&set)), fault: None },
+        Ok(set) => Ours { access, pods: Some(ready(&set)), fault: None },
         Err(error) => {
             let refused = error.refusal().ok_or(error)?;
-            Ours { tokens, pods: Some(pods), fault: Some(Reason::no("ObjectRefused", refused)) }
+            Ours { access, pods: Some(pods), fault: Some(Reason::no("ObjectRefused", refused)) }
         }
     }))
 }

@@ -1,9 +1,9 @@
 //! The status of a Broker, from what was seen of it. Pure.
 
-use super::build::url;
+use super::build::{credentials_of, url};
 use k8s_openapi::jiff::Timestamp;
 use longshore_crds::{Broker, BrokerStatus, Reason, condition, set_condition};
-use longshore_drivers::{Durability, Probe};
+use longshore_drivers::{Durability, ErrorKind, Probe};
 
 /// What was seen of a broker.
 pub(super) enum Seen {
@@ -26,8 +26,8 @@ pub(super) fn status(broker: &Broker, seen: &Seen, now: Timestamp) -> BrokerStat
     let generation = broker.metadata.generation;
     let mut status = broker.status.clone().unwrap_or_default();
     status.observed_generation = generation;
-    status.url = Some(url(broker));
-    let ready = ready(seen);
+    status.url = url(broker);
+    let ready = ready(broker, seen);
     if let Seen::Asked { answer: Ok(probe), .. } = seen {
         status.backend = Some(probe.backend.clone());
         status.version = Some(probe.version.clone());
@@ -49,7 +49,7 @@ pub(super) fn changed_backend(broker: &Broker, next: &BrokerStatus) -> Option<St
     ))
 }
 
-fn ready(seen: &Seen) -> Reason {
+fn ready(broker: &Broker, seen: &Seen) -> Reason {
     match seen {
         Seen::Missing(reason) | Seen::Asked { fault: Some(reason), .. } => reason.clone(),
         Seen::Asked { answer: Ok(probe), .. } => {
@@ -59,7 +59,21 @@ fn ready(seen: &Seen) -> Reason {
             let trouble = trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
             Reason::unknown("WaitingForPod", format!("the broker's pod is not ready yet{trouble}"))
         }
-        Seen::Asked { answer: Err(error), .. } => Reason::no("Unreachable", error.to_string()),
+        Seen::Asked { answer: Err(error), .. } => refused(broker, error),
+    }
+}
+
+/// Why a broker can't be worked with. What the user has to look at is named, what stands in it never is.
+fn refused(broker: &Broker, error: &longshore_drivers::Error) -> Reason {
+    let secret = credentials_of(broker);
+    let key = secret.keys.first().map_or("", String::as_str);
+    let place = format!("see Secret {:?}, key {key:?}", secret.name);
+    match error.kind {
+        ErrorKind::Unauthorized => Reason::no("Unauthorized", format!("{error}; {place}")),
+        // A URL or certificate that is none.
+        ErrorKind::Invalid => Reason::no("Unusable", format!("{error}; {place}")),
+        ErrorKind::Unsupported | ErrorKind::Fatal => Reason::no("Unusable", error.to_string()),
+        _ => Reason::no("Unreachable", error.to_string()),
     }
 }
 
@@ -71,14 +85,16 @@ fn durable(broker: &Broker, seen: &Seen) -> Reason {
         (Some(_), _) => {
             Reason::yes("Volume", "jobs are kept on a claimed volume, every acknowledgement after fsync")
         }
-        (None, Seen::Asked { answer: Ok(probe), .. })
-            if probe.capabilities.durability == Durability::Machine =>
-        {
-            Reason::yes("Reported", "the broker says that it keeps what it acknowledged")
-        }
-        (None, Seen::Asked { answer: Ok(_), .. }) => {
-            Reason::no("Reported", "the broker says that jobs are gone with it")
-        }
+        (None, Seen::Asked { answer: Ok(probe), .. }) => match probe.capabilities.durability {
+            Durability::Machine => {
+                Reason::yes("Reported", "the broker says that it keeps what it acknowledged")
+            }
+            Durability::Process => Reason::no(
+                "ProcessOnly",
+                "up to a second of acknowledged work can be lost with the machine; a restart of the broker loses nothing",
+            ),
+            Durability::None => Reason::no("Reported", "the broker says that jobs are gone with it"),
+        },
         (None, _) => Reason::unknown("NotAsked", "the broker has not answered"),
     }
 }
@@ -107,9 +123,17 @@ mod tests {
         json!({ "http": { "url": "http://broker.other:7400", "tokenFrom": { "name": "s", "key": "k" } } })
     }
 
+    fn server(name: &str) -> Value {
+        json!({ name: { "urlFrom": { "name": "s", "key": "url" } } })
+    }
+
     fn answer(id: &str, durable: bool) -> Seen {
+        answers(id, if durable { Durability::Machine } else { Durability::None })
+    }
+
+    fn answers(id: &str, durability: Durability) -> Seen {
         let mut capabilities = HttpConfig::new("http://x", TokenSource::fixed("t")).unwrap().assumed;
-        capabilities.durability = if durable { Durability::Machine } else { Durability::None };
+        capabilities.durability = durability;
         let probe = Probe {
             backend: "embedded".to_owned(),
             version: "3".to_owned(),
@@ -157,6 +181,18 @@ mod tests {
             (elsewhere(), None, silence(None), ("False", "Unreachable"), ("Unknown", "NotAsked")),
             (elsewhere(), Some("a"), answer("a", true), ("True", "Connected"), ("True", "Reported")),
             (elsewhere(), None, answer("a", false), ("True", "Connected"), ("False", "Reported")),
+            (server("redis"), None, missing(), ("Unknown", "WaitingForSecret"), ("Unknown", "NotAsked")),
+            (server("redis"), None, answer("a", true), ("True", "Connected"), ("True", "Reported")),
+            (
+                server("redis"),
+                Some("a"),
+                answers("b", Durability::Process),
+                ("True", "Connected"),
+                ("False", "ProcessOnly"),
+            ),
+            (server("redis"), None, answer("a", false), ("True", "Connected"), ("False", "Reported")),
+            (server("postgres"), None, answer("a", true), ("True", "Connected"), ("True", "Reported")),
+            (server("postgres"), None, silence(None), ("False", "Unreachable"), ("Unknown", "NotAsked")),
         ] {
             let said = says(&broker(&spec, known), &seen);
             let pair = |(status, reason): (&str, &str)| (status.to_owned(), reason.to_owned());
@@ -183,7 +219,7 @@ mod tests {
         let told = |trouble: Option<&str>, fault: Option<Reason>| {
             let answer = Err(Error::new(ErrorKind::Unavailable, "nobody is there"));
             let seen = Seen::Asked { answer, pods: Some(0), trouble: trouble.map(str::to_owned), fault };
-            let ready = ready(&seen);
+            let ready = ready(&broker, &seen);
             (ready.reason, ready.message)
         };
         let (reason, message) = told(Some("pod default-broker-0 is not scheduled: no volume"), None);
@@ -195,8 +231,30 @@ mod tests {
     }
 
     #[test]
+    fn what_was_refused_is_told_with_the_place_to_look_at() {
+        let told = |spec: &Value, kind| {
+            let answer = Err(Error::new(kind, "no"));
+            let seen = Seen::Asked { answer, pods: None, trouble: None, fault: None };
+            let ready = ready(&broker(spec, None), &seen);
+            assert_eq!(ready.status, "False");
+            format!("{}: {}", ready.reason, ready.message)
+        };
+        for (spec, kind, says) in [
+            (server("redis"), ErrorKind::Unauthorized, "Unauthorized: no; see Secret \"s\", key \"url\""),
+            (server("postgres"), ErrorKind::Invalid, "Unusable: no; see Secret \"s\", key \"url\""),
+            (server("redis"), ErrorKind::Unsupported, "Unusable: no"),
+            (server("postgres"), ErrorKind::Fatal, "Unusable: no"),
+            (server("postgres"), ErrorKind::Timeout, "Unreachable: no"),
+            (elsewhere(), ErrorKind::Unauthorized, "Unauthorized: no; see Secret \"s\", key \"k\""),
+        ] {
+            assert_eq!(told(&spec, kind), says);
+        }
+    }
+
+    #[test]
     fn the_address_is_the_service_or_what_the_user_wrote() {
         let address = |spec: Value| status(&broker(&spec, None), &silence(None), Timestamp::UNIX_EPOCH).url;
+        assert_eq!(address(server("redis")), None, "a server's has a password in it");
         assert_eq!(address(json!({ "embedded": {} })).unwrap(), "http://default-broker.shop.svc:7400");
         assert_eq!(address(elsewhere()).unwrap(), "http://broker.other:7400");
     }

@@ -5,7 +5,10 @@
 //! others, where only the broker looks (`next`); once the broker takes it, it becomes `current`, and the one before stays
 //! valid as `previous`. Whoever reads `current` is let in at every moment.
 
-use super::build::{CURRENT, NEXT, PREVIOUS, token_secret_name};
+use super::{
+    build::{CURRENT, NEXT, PREVIOUS, token_secret_name},
+    secret::{self, value},
+};
 use crate::{
     apply::{FIELD_MANAGER, owner},
     context::Context,
@@ -45,17 +48,8 @@ pub(super) async fn read(
     namespace: &str,
     from: &SecretKey,
 ) -> Result<std::result::Result<Tokens, Reason>> {
-    let SecretKey { name, key } = from;
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let found = api.get_opt(name).await.map_err(Error::api(format!("get Secret {name:?}")))?;
-    let missing = |what: String| Reason::unknown("WaitingForSecret", format!("spec.http.tokenFrom: {what}"));
-    let Some(secret) = found else {
-        return Ok(Err(missing(format!("there is no Secret {name:?} in this namespace"))));
-    };
-    Ok(match value(&secret, key) {
-        Some(current) if !current.trim().is_empty() => Ok(Tokens { current, previous: None, owed: None }),
-        _ => Err(missing(format!("Secret {name:?} has no text under the key {key:?}"))),
-    })
+    let current = secret::text(context, namespace, from, "spec.http.tokenFrom").await?;
+    Ok(current.map(|current| Tokens { current, previous: None, owed: None }))
 }
 
 /// The tokens to use now, or why there are none. Makes the Secret.
@@ -148,11 +142,6 @@ async fn create(
     let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     api.create(&parameters, &secret).await.map_err(Error::api(format!("create Secret {name:?}")))?;
     Ok(Tokens { current: token, previous: None, owed: None })
-}
-
-fn value(secret: &Secret, key: &str) -> Option<String> {
-    let bytes = secret.data.as_ref()?.get(key)?;
-    String::from_utf8(bytes.0.clone()).ok()
 }
 
 /// 244 random bits in hexadecimal.

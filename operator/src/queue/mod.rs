@@ -114,9 +114,11 @@ async fn reconcile_inner(queue: &Queue, desk: &Desk) -> Result<Action> {
     let wait = match observation {
         Observation::Seen { .. } => LOOK_EVERY,
         Observation::NoBroker | Observation::NotConnected => LOOK_SOON,
-        Observation::Unreachable(_) | Observation::OwnedByAnother(_) | Observation::BackendChanged { .. } => {
-            LOOK_AGAIN
-        }
+        Observation::Unreachable(_)
+        | Observation::OwnedByAnother(_)
+        | Observation::BackendChanged { .. }
+        | Observation::OrderingDiffers(_)
+        | Observation::Unsupported(_) => LOOK_AGAIN,
     };
     Ok(Action::requeue(owed.map_or(wait, |owed| wait.min(owed))))
 }
@@ -134,6 +136,9 @@ async fn observe(queue: &Queue, desk: &Desk, namespace: &str) -> Result<Observat
     let name = physical_name(&context.settings.installation, namespace, &queue.name_any())?;
     if let Some(changed) = changed_backend(queue, &connection.backend_id) {
         return Ok(changed);
+    }
+    if let Some(what) = policy::lacking(&queue.spec, connection.driver.capabilities()) {
+        return Ok(Observation::Unsupported(what));
     }
     let declaration = Declaration {
         owner: owner(queue, context)?,
@@ -155,8 +160,7 @@ async fn declare(
     let driver = &connection.driver;
     let declared = match desk.ask(key, CALL, driver.declare(&name, declaration)).await {
         Ok(declared) => declared,
-        Err(error) if error.kind == ErrorKind::Conflict => return Observation::OwnedByAnother(error.message),
-        Err(error) => return Observation::Unreachable(error.message),
+        Err(error) => return refused(queue, error),
     };
     // The data may be other data than when the connection was made.
     if let Some(changed) = changed_backend(queue, &declared.backend_id) {
@@ -165,6 +169,17 @@ async fn declare(
     let stats = desk.ask(key, CALL, driver.stats(&name)).await.unwrap_or_else(|_| QueueStats::default());
     let max_payload = driver.capabilities().limits.max_payload as u64;
     Observation::Seen { name, stats, backend_id: declared.backend_id, max_payload }
+}
+
+/// What it means that the broker didn't take the declaration.
+fn refused(queue: &Queue, error: longshore_drivers::Error) -> Observation {
+    match error.kind {
+        // Whoever adopts is no stranger: then it is the ordering that can't be changed.
+        ErrorKind::Conflict if queue.spec.adopt => Observation::OrderingDiffers(error.message),
+        ErrorKind::Conflict => Observation::OwnedByAnother(error.message),
+        ErrorKind::Unsupported => Observation::Unsupported(error.message),
+        _ => Observation::Unreachable(error.message),
+    }
 }
 
 /// Whose data it is on the broker.
@@ -317,7 +332,7 @@ fn not_ours(queue: &Queue, found: &str) -> Option<String> {
     }
     let mut conditions = status.into_iter().flat_map(|status| &status.conditions);
     let ready = conditions.find(|it| it.type_ == condition::READY && it.status == "False")?;
-    let frozen = matches!(ready.reason.as_str(), "OwnedByAnother" | "BackendChanged");
+    let frozen = matches!(ready.reason.as_str(), "OwnedByAnother" | "BackendChanged" | "OrderingDiffers");
     frozen.then(|| ready.message.clone())
 }
 

@@ -1,8 +1,8 @@
 //! What a Queue's spec means to its broker.
 
 use crate::error::{Error, Result};
-use longshore_crds::QueueSpec;
-use longshore_drivers::{ErrorKind, QueueName, QueueSettings};
+use longshore_crds::{Ordering, QueueSpec};
+use longshore_drivers::{Capabilities, ErrorKind, QueueName, QueueSettings};
 
 /// The name of a Queue on its broker.
 pub(crate) fn physical_name(installation: &str, namespace: &str, name: &str) -> Result<QueueName> {
@@ -19,6 +19,19 @@ pub(crate) fn settings(spec: &QueueSpec) -> QueueSettings {
         retain_completed: spec.retention.completed.get(),
         retain_dead: spec.retention.dead.get(),
         paused: spec.suspend,
-        ordering: longshore_drivers::Ordering::BestEffort,
+        ordering: match spec.ordering {
+            Ordering::BestEffort => longshore_drivers::Ordering::BestEffort,
+            Ordering::Fifo => longshore_drivers::Ordering::Fifo,
+        },
+    }
+}
+
+/// What `spec` asks for and its broker can't do, with the name of the capability. Nothing weaker is put in its place.
+pub(super) fn lacking(spec: &QueueSpec, able: &Capabilities) -> Option<String> {
+    match spec.ordering {
+        Ordering::Fifo if !able.fifo => {
+            Some("fifo: the broker can't keep jobs in order; ordering: Fifo needs another one".to_owned())
+        }
+        Ordering::BestEffort | Ordering::Fifo => None,
     }
 }

@@ -22,6 +22,10 @@ pub(super) enum Observation {
     OwnedByAnother(String),
     /// The broker holds other data than before.
     BackendChanged { known: String, found: String },
+    /// The data was written under another ordering.
+    OrderingDiffers(String),
+    /// The spec asks for something that the broker can't do.
+    Unsupported(String),
     /// Declared and counted.
     Seen { name: QueueName, stats: QueueStats, backend_id: String, max_payload: u64 },
 }
@@ -48,6 +52,11 @@ pub(super) fn status(queue: &Queue, observation: &Observation, now: Timestamp) -
                 "the broker holds data {found}, the queue was declared on {known}; set spec.adopt to go on with it"
             ),
         ),
+        Observation::OrderingDiffers(why) => Reason::no(
+            "OrderingDiffers",
+            format!("{why}; make the Queue again with the ordering of its data"),
+        ),
+        Observation::Unsupported(what) => Reason::no("Unsupported", what.clone()),
         Observation::Seen { .. } if queue.spec.suspend => {
             Reason::yes("Suspended", "accepts jobs, starts none")
         }
@@ -74,6 +83,7 @@ fn depth(stats: &QueueStats) -> Depth {
         scheduled: stats.scheduled,
         active: stats.active,
         retrying: stats.retrying,
+        blocked: stats.blocked,
         dead: stats.dead,
     }
 }
@@ -105,6 +115,7 @@ fn effective(spec: &QueueSpec, name: &QueueName, max_payload: u64) -> EffectiveP
 fn written(spec: &QueueSpec) -> Vec<(&'static str, String)> {
     let (retry, backoff) = (&spec.retry, &spec.retry.backoff);
     vec![
+        ("ordering", format!("{:?}", spec.ordering)),
         ("lease", spec.lease.to_string()),
         ("timeout", spec.timeout.to_string()),
         ("retry.maxAttempts", retry.max_attempts.to_string()),
@@ -134,6 +145,7 @@ fn essence(status: &QueueStatus) -> QueueStatus {
         scheduled: sign(depth.scheduled),
         active: sign(depth.active),
         retrying: sign(depth.retrying),
+        blocked: sign(depth.blocked),
         dead: sign(depth.dead),
     });
     QueueStatus {

@@ -37,6 +37,8 @@ fn conditions_tell_what_was_seen() {
         (json!({}), Observation::Unreachable("no".to_owned()), ("False", "BrokerUnreachable")),
         (json!({}), Observation::OwnedByAnother("no".to_owned()), ("False", "OwnedByAnother")),
         (json!({}), changed, ("False", "BackendChanged")),
+        (json!({}), Observation::OrderingDiffers("no".to_owned()), ("False", "OrderingDiffers")),
+        (json!({}), Observation::Unsupported("fifo: no".to_owned()), ("False", "Unsupported")),
         (json!({}), seen(Some(1)), ("True", "Declared")),
         (suspended, seen(Some(1)), ("True", "Suspended")),
     ] {
@@ -45,6 +47,22 @@ fn conditions_tell_what_was_seen() {
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), expected);
         assert_eq!(ready.observed_generation, Some(2));
     }
+}
+
+#[test]
+fn blocked_jobs_are_counted() {
+    let mut seen = seen(Some(1));
+    let with = |blocked: Option<u64>, seen: &mut Observation| {
+        let Observation::Seen { stats, .. } = seen else { unreachable!() };
+        stats.blocked = blocked;
+        status(&queue(&json!({ "ordering": "Fifo" })), seen, at(1))
+    };
+    let (many, more) = (with(Some(7), &mut seen), with(Some(8), &mut seen));
+    assert_eq!(many.depth.as_ref().unwrap().blocked, Some(7));
+    let soon = Some(Duration::from_secs(4));
+    assert_eq!(writing(Some(&many), &more, soon), Writing::In(Duration::from_secs(6)));
+    assert_eq!(writing(Some(&many), &with(Some(0), &mut seen), soon), Writing::Now);
+    assert_eq!(with(None, &mut seen).depth.unwrap().blocked, None);
 }
 
 #[test]
@@ -59,13 +77,14 @@ fn numbers_that_nobody_could_read_are_taken_away() {
 
 #[test]
 fn the_policy_that_holds_is_told_with_its_source() {
-    let queue = queue(&json!({ "timeout": "2m", "retry": { "maxAttempts": 7 } }));
+    let queue = queue(&json!({ "timeout": "2m", "retry": { "maxAttempts": 7 }, "ordering": "Fifo" }));
     let effective = status(&queue, &seen(None), at(1)).effective.unwrap();
     let told = |name: &str| {
         let value = effective.values.iter().find(|value| value.name == name).unwrap();
         (value.value.as_str(), value.source)
     };
     assert_eq!(told("timeout"), ("2m", ValueSource::Spec));
+    assert_eq!(told("ordering"), ("Fifo", ValueSource::Spec));
     assert_eq!(told("retry.maxAttempts"), ("7", ValueSource::Spec));
     assert_eq!(told("lease"), ("30s", ValueSource::Default));
     assert_eq!(told("retry.backoff.max"), ("5m", ValueSource::Default));

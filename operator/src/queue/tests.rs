@@ -48,7 +48,7 @@ fn only_its_own_data_is_deleted_with_a_queue() {
     assert_eq!(kept(&|it| it["status"]["conditions"] = ready("False", "BrokerUnreachable"), "a"), None);
     assert!(kept(&|_| {}, "b").unwrap().contains("data b"));
     assert!(kept(&|it| it["status"] = json!({}), "a").unwrap().contains("never declared"));
-    for reason in ["OwnedByAnother", "BackendChanged"] {
+    for reason in ["OwnedByAnother", "BackendChanged", "OrderingDiffers"] {
         assert_eq!(kept(&|it| it["status"]["conditions"] = ready("False", reason), "a").unwrap(), "why");
     }
 }
@@ -61,4 +61,30 @@ fn a_deletion_is_not_waited_for_longer_than_its_deadline() {
     assert!(at("2026-01-01T00:00:31Z"));
     // Each try is bounded, so that the last one ends soon after the deadline.
     assert!(CALL * 2 < crate::context::RECONCILE_DEADLINE);
+}
+
+#[test]
+fn what_the_broker_cannot_do_is_named_and_nothing_weaker_declared() {
+    let token = longshore_drivers::http::client::TokenSource::fixed("t");
+    let mut able = longshore_drivers::http::client::HttpConfig::new("http://x", token).unwrap().assumed;
+    let strict = queue(|it| it["spec"]["ordering"] = json!("Fifo"));
+    assert_eq!(policy::lacking(&strict.spec, &able), None);
+    assert_eq!(settings(&strict.spec).ordering, longshore_drivers::Ordering::Fifo);
+    able.fifo = false;
+    assert!(policy::lacking(&strict.spec, &able).unwrap().starts_with("fifo: "));
+    let loose = queue(|_| {});
+    assert_eq!(policy::lacking(&loose.spec, &able), None);
+    assert_eq!(settings(&loose.spec).ordering, longshore_drivers::Ordering::BestEffort);
+}
+
+#[test]
+fn a_refused_declaration_says_what_is_in_the_way() {
+    let refused = |kind: ErrorKind, adopt: bool| {
+        let queue = queue(|it| it["spec"]["adopt"] = json!(adopt));
+        refused(&queue, longshore_drivers::Error::new(kind, "why"))
+    };
+    assert!(matches!(refused(ErrorKind::Conflict, false), Observation::OwnedByAnother(_)));
+    assert!(matches!(refused(ErrorKind::Conflict, true), Observation::OrderingDiffers(_)));
+    assert!(matches!(refused(ErrorKind::Unsupported, true), Observation::Unsupported(_)));
+    assert!(matches!(refused(ErrorKind::Timeout, true), Observation::Unreachable(_)));
 }

@@ -1,6 +1,9 @@
 //! The objects of a Worker. Pure, deterministic.
 
-use super::inject::{BrokerTokens, Injection, grace_seconds, handler, memory_mib};
+use super::{
+    access::BrokerSecrets,
+    inject::{Injection, grace_seconds, handler, memory_mib},
+};
 use crate::{
     apply::{child_name, owner},
     cli::Settings,
@@ -58,7 +61,7 @@ fn encode(what: &str, source: serde_json::Error) -> Error {
 ///
 /// What stands in the policy (queues, weights, concurrency) is not in it, and neither is what the operator adds:
 /// a newer operator has to come to the same hash, or all Workers would be rolled at once.
-pub(super) fn template_hash(spec: &WorkerSpec, brokers: &[BrokerTokens]) -> String {
+pub(super) fn template_hash(spec: &WorkerSpec, brokers: &[BrokerSecrets]) -> String {
     let written = json!({
         "template": spec.template.0,
         "grace": grace_seconds(spec),
@@ -130,7 +133,7 @@ impl Pods {
     pub(super) fn of(
         worker: &Worker,
         settings: &Settings,
-        brokers: &[BrokerTokens],
+        brokers: &[BrokerSecrets],
         live: Option<&Deployment>,
     ) -> Result<Self> {
         let spec = &worker.spec;
@@ -171,8 +174,8 @@ impl Pods {
     }
 }
 
-/// The Brokers whose tokens the pods of `live` have.
-pub(super) fn brokers_of(live: &Deployment) -> Vec<BrokerTokens> {
+/// The Brokers whose Secrets the pods of `live` have.
+pub(super) fn brokers_of(live: &Deployment) -> Vec<BrokerSecrets> {
     let injection = live.annotations().get(INJECTION).and_then(|text| Injection::kept(text));
     injection.map(|injection| injection.brokers()).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::worker::{
-    fixture::{self, UID, bound, settings, tokens, worker},
+    fixture::{self, UID, bound, secrets, settings, worker},
     policy::policy,
 };
 use serde_json::{Value, json};
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 const V1: &str = "registry.example:5000/longshore/sidecar:1.0.0";
 const V2: &str = "registry.example:5000/longshore/sidecar:2.0.0";
 
-fn brokers() -> Vec<BrokerTokens> {
-    vec![tokens("default")]
+fn brokers() -> Vec<BrokerSecrets> {
+    vec![secrets("default")]
 }
 
 fn fresh(worker: &Worker, image: &str) -> Pods {
@@ -197,7 +197,7 @@ fn what_the_user_wrote_stays() {
 fn each_broker_brings_its_token_and_long_names_fit() {
     let long = "b".repeat(52);
     let worker = worker(&json!({}));
-    let pods = Pods::of(&worker, &settings(V1), &[tokens("a"), tokens(&long)], None).unwrap();
+    let pods = Pods::of(&worker, &settings(V1), &[secrets("a"), secrets(&long)], None).unwrap();
     let pod = &pods.template["spec"];
     let volumes = pod["volumes"].as_array().unwrap();
     let mounts = pod["initContainers"][0]["volumeMounts"].as_array().unwrap();
@@ -233,9 +233,9 @@ fn what_is_in_the_policy_is_no_rollout() {
     ] {
         assert_ne!(hash(template.clone()), plain, "{template}");
     }
-    assert_ne!(template_hash(&worker(&json!({})).spec, &[tokens("other")]), plain);
-    let mut elsewhere = tokens("default");
-    elsewhere.tokens.keys = vec!["password".to_owned()];
+    assert_ne!(template_hash(&worker(&json!({})).spec, &[secrets("other")]), plain);
+    let mut elsewhere = secrets("default");
+    elsewhere.credentials.keys = vec!["password".to_owned()];
     assert_ne!(template_hash(&worker(&json!({})).spec, &[elsewhere]), plain, "another volume is a rollout");
 }
 
@@ -333,9 +333,9 @@ fn pods_can_stay_as_they_are() {
 #[test]
 fn what_pods_mount_can_be_told_from_their_deployment() {
     let worker = worker(&json!({}));
-    let mut elsewhere = tokens("other");
-    elsewhere.tokens.keys = vec!["password".to_owned()];
-    let all = [tokens(&"b".repeat(52)), elsewhere];
+    let mut elsewhere = secrets("other");
+    elsewhere.credentials.keys = vec!["password".to_owned()];
+    let all = [secrets(&"b".repeat(52)), elsewhere];
     let pods = Pods::of(&worker, &settings(V1), &all, None).unwrap();
     let live = fixture::deployment(&deployment(&worker, &pods, 1).unwrap(), &json!({}));
     assert_eq!(brokers_of(&live), all);

@@ -1,11 +1,11 @@
 //! Objects for tests.
 
-use super::{inject::BrokerTokens, observe::BoundQueue};
-use crate::{broker::TokenSecret, cli::Settings};
+use super::{access::BrokerSecrets, observe::BoundQueue};
+use crate::{broker::SecretKeys, cli::Settings};
 use clap::Parser;
 use k8s_openapi::api::apps::v1::Deployment;
 use longshore_crds::{Queue, Worker};
-use longshore_drivers::QueueName;
+use longshore_drivers::{QueueName, policy::Via};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -50,18 +50,24 @@ pub(super) fn bound(name: &str, weight: u32, policy: &Value) -> BoundQueue {
         weight,
         queue: Arc::new(queue),
         broker: "default".to_owned(),
-        tokens: tokens("default").tokens,
-        url: "http://default-broker.shop.svc:7400".to_owned(),
+        secrets: secrets("default"),
+        via: Via::Http {
+            url: "http://default-broker.shop.svc:7400".to_owned(),
+            token_files: ["current", "previous"]
+                .map(|key| format!("/etc/longshore/brokers/default/{key}"))
+                .to_vec(),
+        },
         physical: QueueName::physical("prod", "shop", name).unwrap(),
     }
 }
 
-/// The tokens of an embedded Broker.
-pub(super) fn tokens(broker: &str) -> BrokerTokens {
+/// The Secrets of an embedded Broker.
+pub(super) fn secrets(broker: &str) -> BrokerSecrets {
     let keys = ["current", "previous"].map(str::to_owned).to_vec();
-    BrokerTokens {
+    BrokerSecrets {
         broker: broker.to_owned(),
-        tokens: TokenSecret { name: format!("{broker}-broker-token"), keys },
+        credentials: SecretKeys { name: format!("{broker}-broker-token"), keys },
+        authority: None,
     }
 }
 

@@ -4,7 +4,8 @@
 //! with the one that runs until the Worker's own template changes. So [`Injection::into_template`] has to go on doing with an
 //! old one what it did when that was made.
 
-use crate::{apply::child_name, broker::TokenSecret, cli::Settings};
+use super::access::BrokerSecrets;
+use crate::cli::Settings;
 use longshore_crds::{WorkerSpec, label};
 use longshore_drivers::policy::Handler;
 use serde::{Deserialize, Serialize};
@@ -21,20 +22,11 @@ pub(super) const API_PORT: u16 = 7420;
 pub(super) const TOKEN_DIR: &str = "/var/run/longshore/token";
 /// The names of volumes that begin so are ours.
 pub(super) const VOLUME_PREFIX: &str = "longshore-";
-/// Where the sidecar finds the tokens of brokers.
-const BROKERS_DIR: &str = "/etc/longshore/brokers";
 const STOP_HOOK: &str = "/hooks/app-stop";
 const POLICY_VOLUME: &str = "longshore-policy";
 const TOKEN_VOLUME: &str = "longshore-token";
 /// Seconds that a pod has beyond its drain timeout: for settles, the app's own end and the sidecar's.
 const GRACE_BEYOND_DRAIN: i64 = 45;
-
-/// A Broker, as far as pods have to do with it: the tokens that are mounted into them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct BrokerTokens {
-    pub(super) broker: String,
-    pub(super) tokens: TokenSecret,
-}
 
 /// What goes into a template beside what the user wrote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,7 +55,7 @@ impl Injection {
         spec: &WorkerSpec,
         settings: &Settings,
         policy: &str,
-        brokers: &[BrokerTokens],
+        brokers: &[BrokerSecrets],
     ) -> Self {
         Self {
             labels: BTreeMap::from([(label::WORKER.to_owned(), worker.to_owned())]),
@@ -94,17 +86,9 @@ impl Injection {
         self.sidecar["image"].as_str().unwrap_or_default()
     }
 
-    /// The Brokers whose tokens it mounts.
-    pub(super) fn brokers(&self) -> Vec<BrokerTokens> {
-        let mounts = self.sidecar["volumeMounts"].as_array().into_iter().flatten();
-        let brokers = mounts.filter_map(|mount| {
-            let broker = mount["mountPath"].as_str()?.strip_prefix(BROKERS_DIR)?.strip_prefix('/')?;
-            let secret = &self.volumes.iter().find(|volume| volume["name"] == mount["name"])?["secret"];
-            let keys = secret["items"].as_array()?.iter().filter_map(|item| item["key"].as_str());
-            let (name, keys) = (secret["secretName"].as_str()?.to_owned(), keys.map(str::to_owned).collect());
-            Some(BrokerTokens { broker: broker.to_owned(), tokens: TokenSecret { name, keys } })
-        });
-        brokers.collect()
+    /// The Brokers whose Secrets it mounts.
+    pub(super) fn brokers(&self) -> Vec<BrokerSecrets> {
+        BrokerSecrets::mounted(&self.sidecar, &self.volumes)
     }
 
     /// The user's template with all of it in.
@@ -185,14 +169,12 @@ fn environment(spec: &WorkerSpec) -> Value {
     ])
 }
 
-fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[BrokerTokens]) -> Value {
+fn sidecar(spec: &WorkerSpec, settings: &Settings, brokers: &[BrokerSecrets]) -> Value {
     let mut mounts = vec![
         json!({ "name": POLICY_VOLUME, "mountPath": "/etc/longshore/policy", "readOnly": true }),
         json!({ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR }),
     ];
-    mounts.extend(brokers.iter().map(|BrokerTokens { broker, .. }| {
-        json!({ "name": volume_of(broker), "mountPath": token_dir(broker), "readOnly": true })
-    }));
+    mounts.extend(brokers.iter().flat_map(BrokerSecrets::mounts));
     json!({
         "name": SIDECAR,
         "image": settings.sidecar_image,
@@ -230,33 +212,13 @@ fn probe(path: &str, period: u32, failures: u32) -> Value {
     })
 }
 
-fn volumes(policy: &str, brokers: &[BrokerTokens]) -> Vec<Value> {
+fn volumes(policy: &str, brokers: &[BrokerSecrets]) -> Vec<Value> {
     let mut volumes = vec![
         json!({ "name": POLICY_VOLUME, "configMap": { "name": policy } }),
         json!({ "name": TOKEN_VOLUME, "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
     ];
-    volumes.extend(brokers.iter().map(|BrokerTokens { broker, tokens }| {
-        let secret = json!({
-            "secretName": tokens.name,
-            "items": tokens.keys.iter().map(|key| json!({ "key": key, "path": key })).collect::<Vec<_>>(),
-            "defaultMode": 0o444,
-        });
-        json!({ "name": volume_of(broker), "secret": secret })
-    }));
+    volumes.extend(brokers.iter().flat_map(BrokerSecrets::volumes));
     volumes
-}
-
-/// The files with a broker's tokens, in the sidecar.
-pub(super) fn token_files(broker: &str, tokens: &TokenSecret) -> Vec<String> {
-    tokens.keys.iter().map(|key| format!("{}/{key}", token_dir(broker))).collect()
-}
-
-fn token_dir(broker: &str) -> String {
-    format!("{BROKERS_DIR}/{broker}")
-}
-
-fn volume_of(broker: &str) -> String {
-    child_name(&format!("{VOLUME_PREFIX}broker-{broker}"), "", 63)
 }
 
 /// App containers that bring a preStop hook of their own.

@@ -303,6 +303,7 @@ mod tests {
         let demand = |millis: u64| Demand {
             ready: Some(0),
             active: Some(0),
+            blocked: Some(0),
             service_time: Some(Duration::from_millis(millis)),
             due_in: None,
             suspended: false,

@@ -1,5 +1,6 @@
 //! Workers: a Deployment with the sidecar in it, scaled to the work.
 
+mod access;
 mod act;
 mod build;
 #[cfg(test)]
@@ -405,6 +406,7 @@ mod tests {
             demands: vec![Demand {
                 ready: Some(0),
                 active: Some(0),
+                blocked: Some(0),
                 service_time: None,
                 due_in: None,
                 suspended: false,

@@ -1,8 +1,7 @@
 //! What there is to know about a Worker before deciding anything.
 
-use super::{Desk, build, inject::BrokerTokens, policy, scale::Demand};
+use super::{Desk, access::BrokerSecrets, build, policy, scale::Demand};
 use crate::{
-    broker::{TokenSecret, tokens_of},
     connections::Connection,
     context::Context,
     error::{Error, Result},
@@ -11,8 +10,8 @@ use crate::{
 use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
-use longshore_crds::{Queue, Reason, Worker, WorkerQueue, label};
-use longshore_drivers::{QueueName, QueueStats, Timestamp};
+use longshore_crds::{Ordering, Queue, Reason, Worker, WorkerQueue, label};
+use longshore_drivers::{QueueName, QueueStats, Timestamp, policy::Via};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
@@ -26,9 +25,10 @@ pub(super) struct BoundQueue {
     pub(super) weight: u32,
     pub(super) queue: Arc<Queue>,
     pub(super) broker: String,
-    pub(super) url: String,
-    /// Where the tokens for the broker are.
-    pub(super) tokens: TokenSecret,
+    /// How sidecars reach the broker.
+    pub(super) via: Via,
+    /// The Secrets that they reach it with.
+    pub(super) secrets: BrokerSecrets,
     pub(super) physical: QueueName,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct World {
     /// What keeps the other queues away.
     pub(super) missing: Option<Reason>,
     /// The Brokers of the queues, each once, in order.
-    pub(super) brokers: Vec<BrokerTokens>,
+    pub(super) brokers: Vec<BrokerSecrets>,
     /// What each queue demands of this Worker.
     pub(super) demands: Vec<Demand>,
     pub(super) deployment: Option<Arc<Deployment>>,
@@ -90,12 +90,10 @@ pub(super) async fn observe(
 /// Queue is missing for a while rolls no pods.
 fn brokers(
     queues: &[BoundQueue],
-    mounted: Vec<BrokerTokens>,
+    mounted: Vec<BrokerSecrets>,
     is_there: impl Fn(&str) -> bool,
-) -> Vec<BrokerTokens> {
-    let bound =
-        |queue: &BoundQueue| BrokerTokens { broker: queue.broker.clone(), tokens: queue.tokens.clone() };
-    let mut brokers: Vec<_> = queues.iter().map(bound).collect();
+) -> Vec<BrokerSecrets> {
+    let mut brokers: Vec<_> = queues.iter().map(|queue| queue.secrets.clone()).collect();
     for kept in mounted {
         if is_there(&kept.broker) && !brokers.iter().any(|bound| bound.broker == kept.broker) {
             brokers.push(kept);
@@ -140,7 +138,8 @@ fn bound(
         let message = format!("there is no Broker {broker:?}, which Queue {name:?} is on, in this namespace");
         return Ok(Err(Reason::unknown("WaitingForBroker", message)));
     };
-    let Some(url) = found.status.as_ref().and_then(|status| status.url.clone()) else {
+    let secrets = BrokerSecrets::of(&found);
+    let Some(via) = secrets.via(&found) else {
         let message = format!("Broker {broker:?}, which Queue {name:?} is on, has no address yet");
         return Ok(Err(Reason::unknown("WaitingForBroker", message)));
     };
@@ -149,9 +148,9 @@ fn bound(
         name: name.clone(),
         weight: reference.weight,
         queue,
-        tokens: tokens_of(&found),
         broker,
-        url,
+        via,
+        secrets,
     }))
 }
 
@@ -199,7 +198,7 @@ async fn demands(
         let share = share(worker, &bound.name, &all);
         async move {
             let stats = stats(connection, &bound.physical).await;
-            demand(&stats, share, policy::rests(&bound.queue), Timestamp::now())
+            demand(&bound.queue, &stats, share, Timestamp::now())
         }
     });
     join_all(counted).await
@@ -220,14 +219,19 @@ async fn stats(connection: Option<Connection>, queue: &QueueName) -> QueueStats 
     }
 }
 
-fn demand(stats: &QueueStats, share: u64, suspended: bool, now: Timestamp) -> Demand {
+fn demand(queue: &Queue, stats: &QueueStats, share: u64, now: Timestamp) -> Demand {
     let seconds = stats.service_time_ms.map(|millis| millis / 1000.0);
     Demand {
         ready: stats.ready,
         active: stats.active,
+        blocked: match queue.spec.ordering {
+            // Where there are no lines nothing is behind; not every broker says so.
+            Ordering::BestEffort => Some(0),
+            Ordering::Fifo => stats.blocked,
+        },
         service_time: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         due_in: stats.next_due_at.map(|due| due.since(now)),
-        suspended,
+        suspended: policy::rests(queue),
         share,
     }
 }
@@ -296,8 +300,9 @@ mod tests {
     #[test]
     fn a_queue_that_is_missing_rolls_no_pods() {
         let queues = [fixture::bound("emails", 1, &json!({}))];
-        let mounted = || vec![fixture::tokens("default"), fixture::tokens("gone"), fixture::tokens("other")];
-        let names = |brokers: Vec<BrokerTokens>| -> Vec<String> {
+        let mounted =
+            || vec![fixture::secrets("default"), fixture::secrets("gone"), fixture::secrets("other")];
+        let names = |brokers: Vec<BrokerSecrets>| -> Vec<String> {
             brokers.into_iter().map(|broker| broker.broker).collect()
         };
         assert_eq!(names(brokers(&queues, mounted(), |broker| broker != "gone")), ["default", "other"]);
@@ -321,18 +326,24 @@ mod tests {
     #[test]
     fn numbers_that_nobody_told_stay_unknown() {
         let now = Timestamp::from_millis(1000);
-        let unknown = demand(&QueueStats::default(), 1000, false, now);
+        let queue = |spec| fixture::bound("emails", 1, &spec).queue;
+        let (loose, strict) = (queue(json!({})), queue(json!({ "ordering": "Fifo" })));
+        let unknown = demand(&strict, &QueueStats::default(), 1000, now);
         assert_eq!((unknown.ready, unknown.active, unknown.service_time), (None, None, None));
+        assert_eq!(unknown.blocked, None);
+        assert_eq!(demand(&loose, &QueueStats::default(), 1000, now).blocked, Some(0));
+        let line = QueueStats { blocked: Some(7), ..QueueStats::default() };
+        assert_eq!(demand(&strict, &line, 1000, now).blocked, Some(7));
         let stats = |service: f64| QueueStats {
             service_time_ms: Some(service),
             next_due_at: Some(Timestamp::from_millis(3500)),
             ..QueueStats::default()
         };
-        let told = demand(&stats(250.0), 1000, false, now);
+        let told = demand(&loose, &stats(250.0), 1000, now);
         assert_eq!(told.service_time, Some(Duration::from_millis(250)));
         assert_eq!(told.due_in, Some(Duration::from_millis(2500)));
         for nonsense in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
-            assert_eq!(demand(&stats(nonsense), 1000, false, now).service_time, None, "{nonsense}");
+            assert_eq!(demand(&loose, &stats(nonsense), 1000, now).service_time, None, "{nonsense}");
         }
     }
 

@@ -1,9 +1,6 @@
 //! The policy file of a Worker's sidecars. Pure.
 
-use super::{
-    inject::{handler, token_files},
-    observe::BoundQueue,
-};
+use super::{inject::handler, observe::BoundQueue};
 use longshore_crds::{Queue, WorkerSpec, condition};
 use longshore_drivers::policy::{BrokerAccess, QueuePolicy, RetryPolicy, WorkerPolicy};
 
@@ -23,11 +20,7 @@ pub(super) fn policy(
     };
     let mut brokers: Vec<BrokerAccess> = queues
         .iter()
-        .map(|queue| BrokerAccess {
-            name: queue.broker.clone(),
-            url: queue.url.clone(),
-            token_files: token_files(&queue.broker, &queue.tokens),
-        })
+        .map(|queue| BrokerAccess { name: queue.broker.clone(), via: queue.via.clone() })
         .collect();
     brokers.sort_by(|one, other| one.name.cmp(&other.name));
     brokers.dedup();
@@ -46,7 +39,7 @@ pub(super) fn policy(
 
 /// Whether somebody said that nothing of `queue` may be started, or its data turned out to be somebody else's.
 pub(super) fn is_held(queue: &Queue) -> bool {
-    let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother");
+    let frozen = |reason: &str| matches!(reason, "BackendChanged" | "OwnedByAnother" | "OrderingDiffers");
     let conditions = queue.status.iter().flat_map(|status| &status.conditions);
     let mut ready = conditions.filter(|condition| condition.type_ == condition::READY);
     queue.spec.suspend || ready.any(|ready| ready.status == "False" && frozen(&ready.reason))
@@ -109,8 +102,10 @@ mod tests {
                 "handler": { "http": { "port": 8080, "path": "/" } },
                 "brokers": [{
                     "name": "default",
-                    "url": "http://default-broker.shop.svc:7400",
-                    "tokenFiles": ["/etc/longshore/brokers/default/current", "/etc/longshore/brokers/default/previous"],
+                    "http": {
+                        "url": "http://default-broker.shop.svc:7400",
+                        "tokenFiles": ["/etc/longshore/brokers/default/current", "/etc/longshore/brokers/default/previous"],
+                    },
                 }],
                 "queues": [
                     {
@@ -165,6 +160,7 @@ mod tests {
         assert!(rests(&new), "not even looked at");
         assert!(rests(&with("False", "BackendChanged")));
         assert!(rests(&with("False", "OwnedByAnother")));
+        assert!(rests(&with("False", "OrderingDiffers")));
         // A broker that is away is no reason: sidecars go on by themselves when it is back.
         assert!(!rests(&with("False", "BrokerUnreachable")));
         assert!(!rests(&with("True", "Declared")));

@@ -17,6 +17,7 @@ fn demand(ready: u64, active: u64) -> Demand {
     Demand {
         ready: Some(ready),
         active: Some(active),
+        blocked: Some(0),
         service_time: None,
         due_in: None,
         suspended: false,
@@ -66,7 +67,7 @@ impl Default for Case {
 impl Case {
     fn status(&self, now: Timestamp) -> WorkerStatus {
         let settings = fixture::settings(IMAGE);
-        let pods = Pods::of(&self.worker, &settings, &[fixture::tokens("default")], None).unwrap();
+        let pods = Pods::of(&self.worker, &settings, &[fixture::secrets("default")], None).unwrap();
         let wanted = build::deployment(&self.worker, &pods, self.desired).unwrap();
         let decision = Decision {
             desired: self.desired,

@@ -87,7 +87,7 @@ mod tests {
 
     fn with(status: &Value) -> (Worker, Deployment, String) {
         let worker = fixture::worker(&json!({}));
-        let pods = Pods::of(&worker, &settings(), &[fixture::tokens("default")], None).unwrap();
+        let pods = Pods::of(&worker, &settings(), &[fixture::secrets("default")], None).unwrap();
         let live = fixture::deployment(&deployment(&worker, &pods, 3).unwrap(), status);
         (worker, live, pods.revision())
     }

@@ -21,6 +21,9 @@ pub(super) struct Demand {
     pub(super) ready: Option<u64>,
     /// Jobs that run; `None` when nobody knows.
     pub(super) active: Option<u64>,
+    /// Jobs that wait behind others of their key; `None` when nobody knows. They start when those are over, not before, so
+    /// that no pod could do anything about them.
+    pub(super) blocked: Option<u64>,
     /// How long one takes, once measured.
     pub(super) service_time: Option<Duration>,
     /// How soon the next waiting job is due.
@@ -106,7 +109,7 @@ impl Decision {
 /// Decides.
 pub(super) fn decide(inputs: &Inputs) -> Decision {
     let load = Load::of(inputs);
-    let busy = load.busy();
+    let busy = load.busy(inputs);
     let wanted = load.wanted(inputs);
     let made = |desired, basis, why| Decision { desired, basis, why, busy, wanted };
     if let Some(pinned) = inputs.pinned {
@@ -170,6 +173,7 @@ impl Inputs {
 struct Load {
     ready: u64,
     active: u64,
+    blocked: u64,
     /// Milliseconds of one slot that it all takes.
     work: u128,
     due_soon: bool,
@@ -188,7 +192,8 @@ impl Load {
         // Not more than the brokers count: what was claimed after they counted is among what they count as waiting.
         let own = inputs.running.map(|running| running.min(all_active));
         for demand in &inputs.demands {
-            let (Some(ready), Some(active)) = (demand.ready, demand.active) else {
+            let (Some(ready), Some(active), Some(blocked)) = (demand.ready, demand.active, demand.blocked)
+            else {
                 load.unknown = true;
                 continue;
             };
@@ -206,6 +211,8 @@ impl Load {
             load.work = load.work.saturating_add(work);
             load.ready = load.ready.saturating_add(ready);
             load.active = load.active.saturating_add(active);
+            let blocked = if demand.suspended { 0 } else { demand.part(blocked) };
+            load.blocked = load.blocked.saturating_add(blocked);
             load.due_soon |= !demand.suspended && demand.due_in.is_some_and(|wait| wait <= DUE_SOON);
             if ready + active > 0 {
                 load.service_time = load.service_time.max(demand.service_time);
@@ -214,14 +221,16 @@ impl Load {
         load
     }
 
-    fn busy(&self) -> bool {
-        self.ready > 0 || self.active > 0 || self.due_soon
+    /// Jobs behind others wake no pod, because they can't start. Where there is one, it stays for them.
+    fn busy(&self, inputs: &Inputs) -> bool {
+        let line = self.blocked > 0 && inputs.current > 0;
+        self.ready > 0 || self.active > 0 || self.due_soon || line
     }
 
     /// What the work asks for, within what the user allows.
     fn wanted(&self, inputs: &Inputs) -> u32 {
         let warm = inputs.current > 0 && inputs.idle_for < inputs.idle_timeout;
-        let pods = self.pods(inputs).max(u32::from(self.busy() || warm));
+        let pods = self.pods(inputs).max(u32::from(self.busy(inputs) || warm));
         pods.clamp(inputs.min, inputs.most())
     }
 
@@ -240,7 +249,9 @@ impl Load {
             seconds => format!(", {seconds:.2} s a job"),
         });
         let target = inputs.target.as_secs_f64();
-        format!("{} waiting, {} running{pace}, target {target} s", self.ready, self.active)
+        let behind =
+            if self.blocked == 0 { String::new() } else { format!(", {} behind others", self.blocked) };
+        format!("{} waiting, {} running{behind}{pace}, target {target} s", self.ready, self.active)
     }
 }
 
@@ -346,11 +357,25 @@ mod tests {
         due soon wakes a pod                                   | due=4                                                  | 1 Work
         due later does not                                     | due=3600 current=1 idle=600                            | 0 Idle
         due later is no work yet                               | due=6                                                  | 0 Idle
+        one long line is one job after the other               | ready=1 blocked=100000 service=3600000                 | 1 Work
+        one long line that runs                                | active=1 blocked=100000 current=1 service=3600000      | 1 Work
+        a line behind a slot that is free for nobody           | active=1 blocked=100000 own=1 current=1 concurrency=1 service=3600000 | 1 Work
+        many lines: one slot for each                          | ready=30 blocked=100000 service=3600000                | 3 Work
+        as many pods as lines, whatever stands in them         | ready=5 active=5 blocked=18446744073709551615 concurrency=1 current=5 service=3600000 | 10 Work
+        lines that became fewer                                | active=2 blocked=50 concurrency=1 current=10 service=3600000 | 2 Work
+        a line behind a retry keeps the last pod               | blocked=5 current=1 idle=9999                          | 1 Work
+        a line behind a retry keeps no more than one           | blocked=5000 current=4 idle=9999                       | 1 Work
+        a line behind a retry wakes no pod                     | blocked=5                                              | 0 Idle
+        a line behind a retry that is due wakes one            | blocked=5000 due=2                                     | 1 Work
+        a line in a suspended queue starts nothing             | blocked=5 suspended current=1 idle=60                  | 0 Idle
+        a line that another Worker's pods work off             | blocked=5 share=0 current=1 idle=60                    | 0 Idle
+        nobody knows how long the lines are                    | unknown-lines current=7 idle=9999                      | 7 Unknown
     ";
 
     const NOTHING: Demand = Demand {
         ready: Some(0),
         active: Some(0),
+        blocked: Some(0),
         service_time: None,
         due_in: None,
         suspended: false,
@@ -385,7 +410,9 @@ mod tests {
                 "+" => it.demands.push(NOTHING),
                 "ready" => last.ready = Some(whole()),
                 "active" => last.active = Some(whole()),
+                "blocked" => last.blocked = Some(whole()),
                 "unknown" => last.ready = None,
+                "unknown-lines" => last.blocked = None,
                 "suspended" => last.suspended = true,
                 "share" => last.share = whole(),
                 "service" => last.service_time = Some(seconds),
@@ -462,6 +489,21 @@ mod tests {
                 let wanted = decide(&it).wanted;
                 assert!(wanted >= before, "{ready} waiting want {wanted}, one less wanted {before}");
                 before = wanted;
+            }
+        }
+    }
+
+    #[test]
+    fn jobs_behind_others_never_raise_the_pods() {
+        for (ready, active) in [(0, 0), (1, 0), (0, 1), (3, 4), (500, 20)] {
+            for current in [0, 1, 3] {
+                let mut it = inputs("max=1000 service=60000 concurrency=2 idle=600");
+                (it.demands[0].ready, it.demands[0].active, it.current) =
+                    (Some(ready), Some(active), current);
+                let without = decide(&it).wanted;
+                it.demands[0].blocked = Some(1_000_000);
+                let with = decide(&it).wanted;
+                assert_eq!(with, without.max(current.min(1)), "{ready} {active} {current}");
             }
         }
     }

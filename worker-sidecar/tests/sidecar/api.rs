@@ -33,6 +33,7 @@ async fn what_travels_with_a_job_reaches_the_app() {
         ("content-type", "text/csv"),
         ("job-max-attempts", "9"),
         ("job-timeout-ms", "1234"),
+        ("job-ordering-key", "customer:42"),
         ("job-meta-tenant", "42"),
         ("traceparent", "00-a-b-01"),
         ("cookie", "secret"),
@@ -45,6 +46,7 @@ async fn what_travels_with_a_job_reaches_the_app() {
         ("content-type", "text/csv"),
         ("job-max-attempts", "9"),
         ("job-timeout-ms", "1234"),
+        ("job-ordering-key", "customer:42"),
         ("job-meta-tenant", "42"),
         ("traceparent", "00-a-b-01"),
         ("cookie", ""),
@@ -61,6 +63,8 @@ async fn bad_requests_are_told_why() {
         ("/v1/queues/unknown/jobs/x", vec![], &b"{}"[..], 404, "NotFound"),
         ("/v1/queues/emails/jobs/x", vec![("job-id", "a b")], b"{}", 400, "Invalid"),
         ("/v1/queues/emails/jobs/x", vec![("job-delay-ms", "soon")], b"{}", 400, "Invalid"),
+        ("/v1/queues/emails/jobs/x", vec![("job-ordering-key", "a b")], b"{}", 400, "Invalid"),
+        ("/v1/queues/emails/jobs/x", vec![("job-ordering-key", "")], b"{}", 400, "Invalid"),
         ("/v1/queues/emails/jobs/x", vec![], &large, 413, "TooLarge"),
         ("/v1/jobs/nobodys/complete", vec![], b"", 409, "StaleReceipt"),
         ("/v1/jobs/nobodys/fail", vec![], b"", 409, "StaleReceipt"),
@@ -189,6 +193,20 @@ async fn a_pulled_job_is_told_its_bounds() {
     let headers = &pulled(&pod).await["headers"];
     assert_eq!((&headers["job-max-attempts"], &headers["job-timeout-ms"]), (&json!("3"), &json!("30000")));
     assert!(headers["job-deadline"].is_string() && headers["traceparent"].is_string(), "{headers}");
+}
+
+#[tokio::test]
+async fn an_ordering_key_goes_in_and_out_as_json() {
+    let pod = pulling(|_| {}).await;
+    let mut new = serde_json::to_value(job("job-1", "ok")).unwrap();
+    new["orderingKey"] = json!("customer:42");
+    let body = json!({"jobs": [new]}).to_string();
+    let (status, answer) = pod.post("/v1/queues/emails/jobs", &[], body.as_bytes()).await;
+    assert_eq!((status, &parsed(&answer)["results"][0]["ok"]["created"]["id"]), (200, &json!("job-1")));
+    assert_eq!(pulled(&pod).await["orderingKey"], "customer:42");
+    pod.enqueue("job-2", "ok");
+    let without = pulled(&pod).await;
+    assert_eq!((&without["id"], without.get("orderingKey")), (&json!("job-2"), None));
 }
 
 #[tokio::test]

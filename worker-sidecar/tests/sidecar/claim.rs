@@ -1,7 +1,7 @@
 //! How jobs are claimed: as many as the app can take, from where there are some, with few requests.
 
 use crate::support::{self, Pod, app::App, eventually, job};
-use longshore_drivers::Settle;
+use longshore_drivers::{Settle, policy::Via};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -185,4 +185,17 @@ async fn an_app_that_is_busy_gets_less() {
     pod.enqueue("job-1", "busy");
     pod.settled("job-1").await;
     eventually("paused", || async { pod.status().await["hold"] == "paused" }).await;
+}
+
+#[tokio::test]
+async fn a_broker_whose_new_files_are_in_newer_pods_only_is_used_as_before() {
+    let mut pod = Pod::start(|_| {}).await;
+    pod.change(|policy| {
+        policy.concurrency = 1;
+        policy.brokers[0].via =
+            Via::Redis { url_file: "/nowhere/url".to_owned(), ca_file: None, prefix: "shop".to_owned() };
+    });
+    eventually("the policy is taken", || async { pod.status().await["concurrency"] == 1 }).await;
+    pod.enqueue("late", "ok");
+    assert!(matches!(pod.settled("late").await, Settle::Succeed { .. }));
 }

@@ -6,6 +6,7 @@ mod claim;
 mod drain;
 mod inspection;
 mod lease;
+mod ordering;
 mod process;
 mod push;
 mod support;

@@ -3,10 +3,14 @@
 use crate::conformance::{
     Failed, Fixture, Verdict, check, check_eq, eventually,
     fixture::{LEASE, job},
+    history::{Client, History},
     is_kind,
 };
-use crate::{DeadReason, DriverExt, ErrorKind, JobState, Outcome, QueueSettings, Receipt, Settle};
-use std::time::{Duration, Instant};
+use crate::{DeadReason, DriverExt, ErrorKind, JobId, JobState, Outcome, QueueSettings, Receipt, Settle};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 const SHORT: Duration = Duration::from_millis(250);
 
@@ -99,4 +103,69 @@ pub(super) async fn throttle_never_quarantines(fixture: Fixture) -> Verdict {
     }
     let last = subject.next().await?;
     subject.succeed(&last).await
+}
+
+pub(super) async fn throttle_between_losses_counts_losses_only(fixture: Fixture) -> Verdict {
+    let settings = QueueSettings { max_deliveries: 2, ..QueueSettings::default() };
+    let subject = fixture.subject_with(settings).await?;
+    let id = subject.enqueue(job()).await?;
+    for lost in 1..=2 {
+        // Releases neither count nor make up for a loss.
+        for _ in 0..3 {
+            let claimed = subject.next().await?;
+            subject.settle(&claimed, Settle::Release { delay: Duration::ZERO }).await?;
+            check_eq!(subject.state(&id).await?, JobState::Ready, "the state after a release");
+        }
+        subject.next_for(Duration::from_millis(100)).await?;
+        let expected = if lost == 2 { JobState::Dead } else { JobState::Ready };
+        eventually("a lost job is where it belongs", || async { Ok(subject.state(&id).await? == expected) })
+            .await?;
+        let record = subject.record(&id).await?;
+        check_eq!(record.map(|record| record.lost_deliveries), Some(lost), "lost deliveries");
+    }
+    check!(subject.claim(1).await?.is_empty(), "a quarantined job was handed out");
+    Ok(())
+}
+
+/// Three handlers that take three times their lease, and somebody who wants their jobs all the time.
+pub(super) async fn heartbeat_keeps_one_leased_run(fixture: Fixture) -> Verdict {
+    const JOBS: usize = 3;
+    let (lease, beats) = (Duration::from_millis(900), 9);
+    let subject = fixture.subject().await?;
+    let history = Arc::new(History::default());
+    let client = async |number| {
+        let driver = fixture.driver().await?;
+        Ok::<_, Failed>(Client::new(&history, number, driver, subject.queue.clone()))
+    };
+    let (worker, rival) = (client(0).await?, client(1).await?);
+    let jobs = (0..JOBS).map(|index| JobId::new(format!("job-{index}")).map(|id| job().with_id(id)));
+    for answer in worker.enqueue(jobs.collect::<Result<_, _>>()?).await? {
+        answer?;
+    }
+    let held = worker.claim(10, lease, Duration::ZERO).await?;
+    check_eq!(held.len(), JOBS, "jobs that were claimed");
+    let run = async {
+        for _ in 0..beats {
+            tokio::time::sleep(lease / 3).await;
+            for job in &held {
+                worker.extend(job, lease).await?;
+            }
+        }
+        let settles = held.iter().map(|job| (job, Settle::Succeed { result: None }));
+        for answer in worker.settle(settles.collect()).await? {
+            answer?;
+        }
+        Ok::<_, Failed>(())
+    };
+    let watch = async {
+        for _ in 0..=beats {
+            let stolen = rival.claim(10, LEASE, lease / 3).await?;
+            check!(stolen.is_empty(), "jobs under an extended lease were handed out: {stolen:?}");
+        }
+        Ok::<_, Failed>(())
+    };
+    let (ran, watched) = tokio::join!(run, watch);
+    ran?;
+    watched?;
+    super::faults::judge(&subject, &history).await
 }

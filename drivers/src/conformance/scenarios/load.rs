@@ -3,12 +3,16 @@
 use crate::conformance::{
     Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
     fixture::{LEASE, SOON, numbered},
+    history::{Client, History},
 };
-use crate::{Claimed, DeadReason, ErrorKind, Failure, Settle, Settlement};
+use crate::{Claimed, DeadReason, ErrorKind, Failure, JobId, Limits, Settle, Settlement};
 use futures::future::try_join_all;
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -85,7 +89,7 @@ pub(super) async fn multi_worker_contention(fixture: Fixture) -> Verdict {
 }
 
 /// A cheap sequence of numbers that look random and are the same in every run.
-fn dice(seed: u64) -> u64 {
+pub(super) fn dice(seed: u64) -> u64 {
     seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33
 }
 
@@ -94,23 +98,32 @@ pub(super) async fn soak_mixed_load(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let address = fixture.address("soak")?;
     let notify = fixture.notify("soak")?;
-    let settled = AtomicUsize::new(0);
+    let (history, settled) = (Arc::new(History::default()), AtomicUsize::new(0));
+    let client = |number| Client::new(&history, number, subject.driver.clone(), subject.queue.clone());
     let produce = async {
+        let client = client(100);
         for first in (0..JOBS).step_by(20) {
             let jobs = (first..first + 20).map(|index| {
                 let delay = if index % 5 == 0 { index % 40 } else { 0 };
-                numbered(index).with_delay(Duration::from_millis(delay as u64)).with_notify(notify.clone())
+                let id = JobId::new(format!("job-{index}"))?;
+                let job = numbered(index).with_id(id).with_delay(Duration::from_millis(delay as u64));
+                Ok::<_, Failed>(job.with_notify(notify.clone()))
             });
-            subject.enqueue_all(jobs.collect()).await?;
+            for answer in client.enqueue(jobs.collect::<Result<_, _>>()?).await? {
+                answer?;
+            }
         }
         Ok::<_, Failed>(())
     };
-    let workers = (0..6).map(|worker| work(&subject, worker, &settled, JOBS));
+    let workers = (0..6).map(|worker| work(client(worker), worker as u64, &settled, JOBS));
     let (produced, worked, heard) =
         tokio::join!(produce, try_join_all(workers), listen(&subject, &address, JOBS));
     produced?;
     worked?;
     check_eq!(heard?, JOBS, "completions");
+    if subject.driver.capabilities().inspect {
+        super::faults::judge(&subject, &history).await?;
+    }
     eventually("the counts of an empty queue are zero", || async {
         let stats = subject.stats().await?;
         let left = [stats.ready, stats.scheduled, stats.active, stats.retrying];
@@ -120,10 +133,10 @@ pub(super) async fn soak_mixed_load(fixture: Fixture) -> Verdict {
 }
 
 /// Claims until all jobs are over; succeeds, retries, releases, buries and loses some.
-async fn work(subject: &Subject, worker: u64, settled: &AtomicUsize, jobs: usize) -> Verdict {
+async fn work(client: Client, worker: u64, settled: &AtomicUsize, jobs: usize) -> Verdict {
     let mut roll = worker;
     while settled.load(Ordering::Relaxed) < jobs {
-        for job in subject.claim_for(5, Duration::from_millis(1500), Duration::from_millis(50)).await? {
+        for job in client.claim(5, Duration::from_millis(1500), Duration::from_millis(50)).await? {
             roll += 7;
             let last = job.attempt >= 3;
             let (settle, ends) = match dice(roll) % 10 {
@@ -133,7 +146,7 @@ async fn work(subject: &Subject, worker: u64, settled: &AtomicUsize, jobs: usize
                 4 => (bury(), true),
                 _ => (Settle::Succeed { result: None }, true),
             };
-            match crate::DriverExt::settle_one(&*subject.driver, &subject.queue, &job.receipt, settle).await {
+            match client.settle(vec![(&job, settle)]).await?.remove(0) {
                 Ok(()) if ends => {
                     settled.fetch_add(1, Ordering::Relaxed);
                 }
@@ -174,4 +187,45 @@ async fn listen(subject: &Subject, address: &crate::Address, jobs: usize) -> Res
         subject.driver.acknowledge(address, receipts).await?;
     }
     Ok(heard.len())
+}
+
+/// How far ahead jobs are put of which the machine has shown how fast it takes them.
+fn ahead(took: Duration, done: u32, all: u32) -> Duration {
+    took * all / done.max(1) * 5 / 4
+}
+
+pub(super) async fn scheduled_100k_due_at_once(fixture: Fixture) -> Verdict {
+    const BATCH: usize = Limits::BATCH;
+    const BATCHES: u32 = 100;
+    let subject = fixture.subject().await?;
+    let since = Instant::now();
+    // The first ones tell how long all of them will take; those are due when all of them are there.
+    subject.enqueue_all(vec![numbered(0).with_delay(Duration::from_secs(600)); BATCH]).await?;
+    let moment = since.elapsed() + ahead(since.elapsed(), 1, BATCHES) + Duration::from_millis(500);
+    for _ in 0..BATCHES {
+        let delay = moment.saturating_sub(since.elapsed());
+        subject.enqueue_all(vec![numbered(1).with_delay(delay); BATCH]).await?;
+    }
+    let enqueued = since.elapsed();
+    let mut seen = BTreeSet::new();
+    let mut first = None;
+    while seen.len() < BATCH * BATCHES as usize {
+        let jobs = subject.claim_for(1000, Duration::from_secs(600), SOON).await?;
+        check!(!jobs.is_empty(), "{} of 100,000 jobs came, then none for {SOON:?}", seen.len());
+        check!(since.elapsed() >= moment || enqueued > moment, "a job that was due at once is early");
+        first.get_or_insert_with(|| since.elapsed());
+        for job in jobs {
+            check_eq!(job.delivery, 1, "the delivery of a job that was due with many others");
+            check!(seen.insert(job.id), "a job was handed out twice");
+        }
+    }
+    let begin = first.unwrap_or_default();
+    let lasted = since.elapsed().saturating_sub(begin);
+    check!(lasted < SOON * 3, "the jobs took {lasted:?} to come");
+    check_eq!(subject.claim(10).await?.len(), 0, "jobs that are not due");
+    fixture.measure(format!(
+        "enqueued in {enqueued:.1?}; the first came {:.1?} after they were due, all within {lasted:.1?}",
+        begin.saturating_sub(moment),
+    ));
+    Ok(())
 }

@@ -60,3 +60,14 @@ pub(in crate::conformance) async fn wake(fixture: Fixture) -> Verdict {
     check!(is_kind(&answer, ErrorKind::Unsupported), "a subscription: {answer:?}");
     Ok(())
 }
+
+/// A broker without a process of its own doesn't pretend to have failed.
+pub(in crate::conformance) async fn process(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let broker = fixture.broker();
+    for answer in [broker.freeze().await, broker.thaw().await, broker.kill().await] {
+        check!(is_kind(&answer, ErrorKind::Unsupported), "a failure of a process: {answer:?}");
+    }
+    subject.enqueue(job()).await?;
+    Ok(())
+}

@@ -109,7 +109,7 @@ pub(super) async fn redrive_of_a_workflow_job_is_refused(fixture: Fixture) -> Ve
 pub(super) async fn result_large(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let limit = subject.driver.capabilities().limits.max_result;
-    let sizes = [0, 1, Limits::INLINE_RESULT, Limits::INLINE_RESULT + 1, limit];
+    let sizes = [0, 1, Limits::INLINE_RESULT, Limits::INLINE_RESULT + 1, limit - 1, limit];
     let mut ids = Vec::new();
     for size in sizes {
         ids.push(subject.enqueue(job()).await?);

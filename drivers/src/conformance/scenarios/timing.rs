@@ -2,7 +2,7 @@
 
 use crate::conformance::{
     Fixture, Verdict, check, check_eq,
-    fixture::{job, number, numbered},
+    fixture::{LEASE, job, number, numbered},
 };
 use crate::{Failure, Settle};
 use std::time::{Duration, Instant};
@@ -77,5 +77,95 @@ pub(super) async fn retry_backoff_not_before_window(fixture: Fixture) -> Verdict
     }
     check_eq!(claimed.attempt, 5, "the attempt after four retries");
     fixture.measure(format!("at most {worst:.1?} late"));
+    Ok(())
+}
+
+pub(super) async fn delayed_behind_a_longer_one(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let (long, short) = (Duration::from_secs(60), Duration::from_millis(300));
+    subject.enqueue(numbered(0).with_delay(long)).await?;
+    subject.enqueue(numbered(1)).await?;
+    let claimed = subject.next().await?;
+    let failure = Failure::new("HandlerError", "much later");
+    subject.settle(&claimed, Settle::Retry { delay: long, failure }).await?;
+    let since = Instant::now();
+    subject.enqueue(numbered(2).with_delay(short)).await?;
+    let claimed = subject.next().await?;
+    let took = since.elapsed();
+    check_eq!(number(&claimed)?, 2, "the job behind longer delays");
+    check!(took >= short && took < short + LATE, "a job delayed by {short:?} came after {took:?}");
+    let since = Instant::now();
+    let failure = Failure::new("HandlerError", "soon");
+    subject.settle(&claimed, Settle::Retry { delay: short, failure }).await?;
+    let claimed = subject.next().await?;
+    let took = since.elapsed();
+    check_eq!((number(&claimed)?, claimed.attempt), (2, 2), "the retry behind longer delays");
+    check!(took >= short && took < short + LATE, "a retry after {short:?} came after {took:?}");
+    Ok(())
+}
+
+pub(super) async fn ordering_retry_reorder_allowed(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    subject.enqueue_all((0..3).map(numbered).collect()).await?;
+    let first = subject.next().await?;
+    check_eq!(number(&first)?, 0, "the first job");
+    let failure = Failure::new("HandlerError", "again");
+    subject.settle(&first, Settle::Retry { delay: Duration::from_millis(300), failure }).await?;
+    let mut order = Vec::new();
+    while order.len() < 3 {
+        let claimed = subject.next().await?;
+        order.push(number(&claimed)?);
+        subject.succeed(&claimed).await?;
+    }
+    check_eq!(order, [1, 2, 0], "the order of jobs of which the first one was retried");
+    Ok(())
+}
+
+pub(super) async fn ordering_multi_worker_best_effort(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let other = subject.beside(&fixture).await?;
+    let notify = fixture.notify("order")?;
+    let jobs = (0..3).map(|index| numbered(index).with_notify(notify.clone()));
+    let ids = subject.enqueue_all(jobs.collect()).await?;
+    // One claimer holds the first job; the other one starts and ends those behind it meanwhile.
+    let held = subject.next().await?;
+    check_eq!(number(&held)?, 0, "the job that is held");
+    for expected in [1, 2] {
+        let passing = other.next().await?;
+        check_eq!(number(&passing)?, expected, "the job that passes");
+        other.succeed(&passing).await?;
+    }
+    subject.succeed(&held).await?;
+    let page = subject.read(&notify.address, 10).await?;
+    let order: Vec<_> = page.completions.into_iter().map(|completion| completion.job).collect();
+    check_eq!(order, [ids[1].clone(), ids[2].clone(), ids[0].clone()], "the order in which they ended");
+    Ok(())
+}
+
+/// The broker's clock decides, whatever the caller's shows: every instant it tells is on its own.
+pub(super) async fn clock_of_the_caller_changes_nothing(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let other = subject.beside(&fixture).await?;
+    let (delay, lease) = (Duration::from_millis(400), Duration::from_millis(500));
+    let here = crate::Timestamp::now();
+    let since = Instant::now();
+    subject.enqueue(job().with_delay(delay)).await?;
+    check!(subject.claim(1).await?.is_empty() || since.elapsed() >= delay, "a delayed job is early");
+    let first = subject.next_for(lease).await?;
+    let took = since.elapsed();
+    check!(took >= delay && took < delay + LATE, "a job delayed by {delay:?} came after {took:?}");
+    let claimed_at = first.lease_until.as_millis() - i64::try_from(lease.as_millis())?;
+    check!(first.ready_at.since(first.enqueued_at) >= delay, "it was ready before it was due");
+    check!(first.ready_at.as_millis() <= claimed_at, "it was claimed before it was ready");
+    let since = Instant::now();
+    let second = other.next().await?;
+    let took = since.elapsed();
+    check!(took < lease + LATE, "a lease of {lease:?} ended after {took:?}");
+    let began = second.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;
+    check!(began >= first.lease_until.as_millis(), "the second lease began before the first one ended");
+    check_eq!(second.delivery, 2, "the delivery after the lease");
+    other.succeed(&second).await?;
+    let ahead = first.enqueued_at.since(here).as_secs();
+    fixture.measure(format!("the broker's clock was {ahead} s ahead of the caller's"));
     Ok(())
 }

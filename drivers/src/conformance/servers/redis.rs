@@ -29,19 +29,6 @@ const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "everysec"];
 #[derive(Debug)]
 pub struct OnRedis;
 
-impl OnRedis {
-    /// A server that nobody else uses.
-    ///
-    /// # Errors
-    /// `Unavailable` when it can't be started; `Unsupported` where a server was named.
-    pub async fn start_alone(&self) -> Result<Arc<dyn Broker>> {
-        if std::env::var_os(URL).is_some() {
-            return Err(unsupported("a server of its own"));
-        }
-        Ok(Arc::new(RedisBroker::start(DURABLE).await?))
-    }
-}
-
 #[async_trait]
 impl Backend for OnRedis {
     fn name(&self) -> &'static str {
@@ -61,6 +48,13 @@ impl Backend for OnRedis {
         };
         *shared = Arc::downgrade(&broker);
         Ok(Arc::new(Share(broker)))
+    }
+
+    async fn start_alone(&self) -> Result<Arc<dyn Broker>> {
+        if let Ok(url) = std::env::var(URL) {
+            return Ok(Arc::new(Named(url)));
+        }
+        Ok(Arc::new(RedisBroker::start(DURABLE).await?))
     }
 }
 
@@ -88,7 +82,7 @@ impl Broker for Named {
 #[derive(Debug)]
 struct Shared(RedisBroker);
 
-/// A part in a shared server, which ends with the last one. A restart is everybody's: drivers reconnect by themselves.
+/// A part in a shared server, which ends with the last one.
 #[derive(Debug)]
 struct Share(Arc<Shared>);
 
@@ -99,7 +93,7 @@ impl Broker for Share {
     }
 
     async fn restart(&self) -> Result<()> {
-        self.0.0.restart().await
+        Err(Error::new(ErrorKind::Unsupported, "a restart: others use the same server"))
     }
 
     async fn stop(&self) {}
@@ -172,48 +166,18 @@ impl RedisBroker {
         self.directory.path()
     }
 
-    /// A handle that reaches the server at `address`, where somebody passes on what is sent.
-    ///
-    /// # Errors
-    /// None, as things are.
-    #[expect(clippy::unused_async, reason = "the signature that all brokers share")]
-    pub async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
-        connect(RedisConfig::new(&format!("redis://{address}"))?)
+    /// Does something to the process that runs.
+    async fn with(&self, what: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
+        let process = self.process.lock().await;
+        process.as_ref().map_or_else(|| Err(Error::unavailable("redis-server does not run")), what)
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> Option<SocketAddr> {
-        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
-    }
-
-    /// Kills it where it stands (SIGKILL) and starts it again with what is on its disk.
-    ///
-    /// # Errors
-    /// `Unavailable` when it doesn't start again.
-    pub async fn kill(&self) -> Result<()> {
-        let mut process = self.process.lock().await;
-        if let Some(mut running) = process.take() {
-            running.kill();
+    /// Ends the process if it runs.
+    async fn end(&self, how: fn(&mut Process)) {
+        if let Some(mut running) = self.process.lock().await.take() {
+            // It is gone afterwards, also when the thread that waits for it is not heard of.
+            let _ = tokio::task::spawn_blocking(move || how(&mut running)).await;
         }
-        self.run(&mut process).await
-    }
-
-    /// Stops it where it stands (SIGSTOP): connections stay, nothing is answered.
-    ///
-    /// # Errors
-    /// `Unavailable` when it doesn't run.
-    pub async fn freeze(&self) -> Result<()> {
-        let process = self.process.lock().await;
-        process.as_ref().ok_or_else(|| Error::unavailable("redis-server does not run"))?.freeze()
-    }
-
-    /// Lets it go on.
-    ///
-    /// # Errors
-    /// `Unavailable` when it doesn't run.
-    pub async fn thaw(&self) -> Result<()> {
-        let process = self.process.lock().await;
-        process.as_ref().ok_or_else(|| Error::unavailable("redis-server does not run"))?.thaw()
     }
 }
 
@@ -223,20 +187,42 @@ impl Broker for RedisBroker {
         connect(RedisConfig::new(&self.url())?)
     }
 
+    async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        let patience = Duration::from_secs(2);
+        let mut config = RedisConfig::new(&format!("redis://{address}"))?;
+        (config.connects, config.answers) = (patience, patience);
+        connect(config)
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
+    }
+
     async fn restart(&self) -> Result<()> {
-        let mut process = self.process.lock().await;
-        if let Some(mut running) = process.take() {
-            tokio::task::spawn_blocking(move || running.end(Signal::TERM))
-                .await
-                .map_err(|_| Error::unavailable("redis-server could not be stopped"))?;
-        }
-        self.run(&mut process).await
+        self.end(|process| {
+            // One that stands can't end.
+            let _ = process.thaw();
+            process.end(Signal::TERM);
+        })
+        .await;
+        self.run(&mut *self.process.lock().await).await
+    }
+
+    async fn kill(&self) -> Result<()> {
+        self.end(Process::kill).await;
+        Ok(())
+    }
+
+    async fn freeze(&self) -> Result<()> {
+        self.with(Process::freeze).await
+    }
+
+    async fn thaw(&self) -> Result<()> {
+        self.with(Process::thaw).await
     }
 
     async fn stop(&self) {
-        if let Some(mut running) = self.process.lock().await.take() {
-            running.kill();
-        }
+        self.end(Process::kill).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Queue, QueueId, State, slot};
 use crate::{
-    Address, JobState, Ordering, Owner, QueueName, QueueSettings,
+    Address, JobState, Owner, QueueName, QueueSettings,
     embedded::storage::{self, Sql},
 };
 use rusqlite::Connection;
@@ -31,10 +31,12 @@ impl State {
             state.readable.lower(&address, 0);
             state.completions.insert(address, count);
         }
-        // Completions may name jobs that are gone; a number they name must not come again.
+        // Completions may name jobs that are gone; a number they name must not come again. One that no count of jobs
+        // can reach is damage, and must leave room for new ones.
         state.next_seq = db.query_row(
-            "SELECT 1 + max(coalesce((SELECT max(seq) FROM jobs), 0), coalesce((SELECT max(job_seq) FROM completions), 0))",
-            (),
+            "SELECT 1 + max(0, coalesce((SELECT max(seq) FROM jobs WHERE seq < ?1), 0), \
+             coalesce((SELECT max(job_seq) FROM completions WHERE job_seq < ?1), 0))",
+            [i64::MAX / 2],
             |row| row.get(0),
         )?;
         Ok(state)
@@ -43,7 +45,7 @@ impl State {
     fn load_queues(&mut self, db: &Connection) -> Sql<()> {
         let mut statement = db.prepare(
             "SELECT id, name, installation, uid, max_depth, max_deliveries, retain_completed, retain_dead, paused, \
-             deleting FROM queues",
+             deleting, ordering FROM queues",
         )?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
@@ -61,7 +63,7 @@ impl State {
                 retain_completed: millis(6)?,
                 retain_dead: millis(7)?,
                 paused: row.get(8)?,
-                ordering: Ordering::BestEffort,
+                ordering: storage::ordering(&storage::text(row, 10)?),
             };
             let owner = Owner { installation: storage::text(row, 2)?, uid: storage::text(row, 3)? };
             let mut queue = Queue::new(name.clone(), owner, settings);
@@ -70,6 +72,9 @@ impl State {
                 self.removals.lower(&id, 0);
             } else {
                 self.by_name.insert(name, id);
+            }
+            if queue.is_fifo() {
+                self.walks.lower(&id, 0);
             }
             self.queues.insert(id, queue);
         }

@@ -44,7 +44,8 @@ async fn a_full_disk_refuses_writes_and_works_again_when_there_is_room() {
     assert_eq!(broker.claim(10).await.len(), 2);
 }
 
-async fn commits(broker: &Broker) -> u64 {
+/// How many commits there were.
+pub(super) async fn commits(broker: &Broker) -> u64 {
     match broker.spoil(Breakage::Count).await.unwrap() {
         Answer::Removed(commits) => commits,
         other => panic!("{other:?}"),

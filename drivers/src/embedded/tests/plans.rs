@@ -1,6 +1,6 @@
 //! Statements that run all the time find what they look for by an index.
 
-use crate::embedded::{Config, claim, completions, inspect, schema, transition};
+use crate::embedded::{Config, claim, completions, inspect, ordering, schema, transition};
 
 #[test]
 fn hot_statements_use_their_indexes() {
@@ -15,6 +15,17 @@ fn hot_statements_use_their_indexes() {
         (transition::OLDEST_PINNED, format!("SEARCH jobs USING INDEX {state} AND at>? AND at<?)")),
         (transition::NEAREST, format!("SEARCH jobs USING COVERING INDEX {state})")),
         (transition::FIRST_PINNED, format!("SEARCH jobs USING COVERING INDEX {state} AND at>?)")),
+        (ordering::FIRST, "SEARCH jobs USING INDEX jobs_first (queue=? AND ordering_key=?)".into()),
+        (ordering::NEXT, "SEARCH jobs USING INDEX jobs_behind (queue=? AND ordering_key=?)".into()),
+        (ordering::NEXT_AFTER, "SEARCH jobs USING INDEX jobs_behind (queue=? AND ordering_key=?)".into()),
+        (
+            ordering::LINE_AFTER,
+            "SEARCH jobs USING COVERING INDEX jobs_behind (queue=? AND ordering_key>?)".into(),
+        ),
+        (
+            ordering::OUTSIDE,
+            "SEARCH jobs USING COVERING INDEX jobs_behind (queue=? AND ordering_key=?)".into(),
+        ),
         (inspect::UNREADABLE_JOBS, "SEARCH jobs USING COVERING INDEX jobs_unreadable (queue=?)".into()),
         (
             completions::READABLE,

@@ -10,8 +10,19 @@ use std::{
     time::Duration,
 };
 
+/// A wall clock that a test sets.
 #[derive(Debug)]
-struct Hands(AtomicI64);
+pub(super) struct Hands(AtomicI64);
+
+impl Hands {
+    pub(super) const fn at(millis: i64) -> Self {
+        Self(AtomicI64::new(millis))
+    }
+
+    pub(super) fn add(&self, millis: i64) {
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+}
 
 impl Clock for Hands {
     fn now(&self) -> Timestamp {

@@ -4,16 +4,34 @@
 //! request under way and leaves at once.
 
 use super::{batch, enqueue, transport::Transport};
-use crate::{Enqueued, Error, ErrorKind, NewJob, QueueName, Result};
+use crate::{
+    Enqueued, Error, ErrorKind, NewJob, QueueName, Result,
+    sync::{Mutex, MutexGuard, spawn},
+};
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
 };
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 /// The answer to one caller: outer and inner error as everywhere in the contract.
 type Reply = Result<Result<Enqueued>>;
+
+/// Who carries jobs to the broker.
+pub(super) trait Carrier: Send + Sync + 'static {
+    fn carry(
+        &self,
+        queue: &QueueName,
+        jobs: Vec<NewJob>,
+    ) -> impl Future<Output = Result<Vec<Result<Enqueued>>>> + Send;
+}
+
+impl Carrier for Transport {
+    async fn carry(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
+        enqueue(self, queue, jobs).await
+    }
+}
 
 #[derive(Debug)]
 struct Waiting {
@@ -31,7 +49,7 @@ pub(super) struct Coalescer {
 impl Coalescer {
     pub(super) async fn enqueue(
         self: &Arc<Self>,
-        transport: &Arc<Transport>,
+        carrier: &Arc<impl Carrier>,
         queue: &QueueName,
         job: NewJob,
     ) -> Reply {
@@ -49,9 +67,9 @@ impl Coalescer {
         };
         if is_alone {
             let lane = Lane { coalescer: self.clone(), queue: queue.clone(), is_over: false };
-            let transport = transport.clone();
+            let carrier = carrier.clone();
             // A task of its own: the first caller may go away while others wait for their answers.
-            self.senders.spawn(async move { lane.run(&transport).await });
+            spawn(self.senders.track_future(async move { lane.run(&*carrier).await }));
         }
         answer
             .await
@@ -78,11 +96,11 @@ struct Lane {
 }
 
 impl Lane {
-    async fn run(mut self, transport: &Transport) {
+    async fn run(mut self, carrier: &impl Carrier) {
         while let Some(batch) = self.take() {
             let (jobs, replies): (Vec<_>, Vec<_>) =
                 batch.into_iter().map(|waiting| (waiting.job, waiting.reply)).unzip();
-            match enqueue(transport, &self.queue, jobs).await {
+            match carrier.carry(&self.queue, jobs).await {
                 Ok(answers) => {
                     replies.into_iter().zip(answers).for_each(|(reply, answer)| drop(reply.send(Ok(answer))))
                 }

@@ -62,7 +62,7 @@ fn embedded() -> Capabilities {
         result_store: true,
         wake: true,
         exact_depth: true,
-        fifo: false,
+        fifo: true,
         durability: Durability::Machine,
         limits: Limits::default(),
     }

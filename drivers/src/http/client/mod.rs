@@ -6,6 +6,9 @@
 mod batch;
 mod coalesce;
 mod config;
+#[cfg(test)]
+#[cfg(feature = "models")]
+mod models;
 mod token;
 mod transport;
 mod wake;

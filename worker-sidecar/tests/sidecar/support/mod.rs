@@ -9,7 +9,8 @@ use futures::FutureExt;
 use longshore_drivers::{
     DynDriver, JobId, NewJob, Payload,
     http::server::{self, ApiLimits, ServeLimits, Tokens, broker_router},
-    policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy},
+    open,
+    policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, Via, WorkerPolicy},
 };
 use longshore_worker_sidecar::{
     policy::{Connect, Own},
@@ -47,8 +48,7 @@ pub(crate) async fn serve(broker: DynDriver, directory: &TempDir) -> BrokerAcces
     tokio::spawn(server::serve(listener, router, ServeLimits::default(), stop));
     BrokerAccess {
         name: "default".to_owned(),
-        url,
-        token_files: vec![token_file.to_str().unwrap().to_owned()],
+        via: Via::Http { url, token_files: vec![token_file.to_str().unwrap().to_owned()] },
     }
 }
 
@@ -81,8 +81,7 @@ pub(crate) fn policy(port: u16, names: &[&str]) -> WorkerPolicy {
         handler: Handler::Http { port, path: "/jobs".to_owned() },
         brokers: vec![BrokerAccess {
             name: "default".to_owned(),
-            url: "http://broker.test".to_owned(),
-            token_files: vec!["/nowhere".to_owned()],
+            via: Via::Http { url: "http://broker.test".to_owned(), token_files: vec!["/nowhere".to_owned()] },
         }],
         queues: names.iter().map(|name| queue(name)).collect(),
         draining: Vec::new(),
@@ -133,7 +132,13 @@ impl Pod {
             token_file: directory.path().join("token"),
             own: Own::default(),
         };
-        let connect: Connect = Arc::new(move |_| futures::future::ready(Ok(driver.clone())).boxed());
+        let connect: Connect = Arc::new(move |access| {
+            let answer = match access.via {
+                Via::Http { .. } => Ok(driver.clone()),
+                via @ (Via::Redis { .. } | Via::Postgres { .. }) => open::open(&via),
+            };
+            futures::future::ready(answer).boxed()
+        });
         let sidecar = Sidecar::start(settings, connect).await.unwrap();
         let pod = Self {
             broker,

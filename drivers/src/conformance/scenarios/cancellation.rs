@@ -1,0 +1,121 @@
+//! Calls that are dropped before, while and after they reach the broker.
+
+use crate::conformance::{
+    Fixture, Subject, Verdict, check, check_eq,
+    fixture::{LEASE, SOON, job},
+};
+use crate::{Claim, DriverExt, JobId, Settle};
+use futures::poll;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+pub(super) async fn dispatch_context_cancellation_precanceled(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let kept = subject.enqueue(job()).await?;
+    for number in 0..20 {
+        let id = JobId::new(format!("never-{number}"))?;
+        drop(subject.driver.enqueue_one(&subject.queue, job().with_id(id)));
+        let claim = Claim { max: 10, wait: Duration::ZERO, lease: LEASE, worker: String::new() };
+        drop(subject.driver.claim(&subject.queue, claim));
+    }
+    let claimed = subject.claim(100).await?;
+    let ids: Vec<_> = claimed.iter().map(|job| job.id.clone()).collect();
+    check_eq!(ids, [kept], "jobs, of which only one was sent");
+    check_eq!(claimed[0].delivery, 1, "its delivery");
+    drop(subject.driver.settle_one(&subject.queue, &claimed[0].receipt, Settle::Succeed { result: None }));
+    // Nothing has been settled, so the receipt still holds.
+    subject.succeed(&claimed[0]).await
+}
+
+pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let mut known = BTreeSet::new();
+    for number in 0..60_u64 {
+        let id = JobId::new(format!("dropped-{number}"))?;
+        let mut send = subject.driver.enqueue_one(&subject.queue, job().with_id(id.clone()));
+        // From surely on its way to surely done.
+        let answered = if number % 2 == 0 {
+            poll!(&mut send).is_ready()
+        } else {
+            tokio::time::timeout(Duration::from_micros(number * 100), &mut send).await.is_ok()
+        };
+        drop(send);
+        if answered {
+            known.insert(id);
+        }
+    }
+    let mut found = BTreeSet::new();
+    loop {
+        let jobs = subject.claim_for(100, SOON, Duration::from_millis(300)).await?;
+        if jobs.is_empty() {
+            break;
+        }
+        for claimed in jobs {
+            check_eq!(claimed.payload, job().payload, "the payload of a job whose enqueue was dropped");
+            subject.succeed(&claimed).await?;
+            check!(found.insert(claimed.id), "a job was handed out twice");
+        }
+    }
+    check!(found.is_superset(&known), "an acknowledged job is missing");
+    fixture.measure(format!("{} of 60 dropped enqueues were made, {} answered", found.len(), known.len()));
+    Ok(())
+}
+
+pub(super) async fn dispatch_context_cancellation_deadline_exceeded(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let wait = Duration::from_millis(250);
+    let since = Instant::now();
+    let none = subject.claim_for(1, LEASE, wait).await?;
+    let took = since.elapsed();
+    check!(none.is_empty(), "an empty queue gave {none:?}");
+    check!(took >= wait && took < wait + Duration::from_secs(2), "a wait of {wait:?} took {took:?}");
+    // Claims that are dropped while they wait: every job is settled by somebody in the end.
+    let producer = subject.beside(&fixture).await?;
+    for round in 0..20 {
+        let patience = Duration::from_millis(round % 5 * 3);
+        let claim = subject.claim_for(1, Duration::from_secs(1), SOON);
+        let (got, sent) = tokio::join!(tokio::time::timeout(patience, claim), producer.enqueue(job()));
+        let id = sent?;
+        let claimed = match got {
+            Ok(jobs) => jobs?.pop(),
+            Err(_) => None,
+        };
+        let claimed = match claimed {
+            Some(claimed) => claimed,
+            None => subject.next().await?,
+        };
+        check_eq!(claimed.id, id, "the job after a dropped claim");
+        check_eq!(claimed.attempt, 1, "its attempt");
+        subject.succeed(&claimed).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn dispatch_context_cancellation_followup_health(fixture: Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let aside = fixture.undeclared("aside").await?;
+    let aside = Subject { driver: subject.driver.clone(), ..aside };
+    aside.declare(crate::QueueSettings::default()).await?;
+    for _ in 0..300 {
+        let mut claim = Box::pin(aside.claim_for(1, Duration::from_millis(100), SOON));
+        let mut send = Box::pin(aside.enqueue(job()));
+        let mut look = Box::pin(aside.stats());
+        let _ = (poll!(&mut claim), poll!(&mut send), poll!(&mut look));
+    }
+    // The same handle, with nothing left of its connections, threads and places in lines?
+    let since = Instant::now();
+    for _ in 0..20 {
+        let id = subject.enqueue(job().with_notify(fixture.notify("well")?)).await?;
+        let claimed = subject.next().await?;
+        check_eq!(claimed.id, id, "the job");
+        subject.driver.extend_one(&subject.queue, &claimed.receipt, LEASE).await?;
+        subject.succeed(&claimed).await?;
+        check_eq!(subject.next_completion(&fixture.address("well")?).await?.job, id, "the completion");
+        subject.stats().await?;
+    }
+    check!(since.elapsed() < SOON, "20 jobs took {:.1?} after calls were dropped", since.elapsed());
+    fixture.measure(format!("20 jobs in {:.1?} after 900 dropped calls", since.elapsed()));
+    Ok(())
+}

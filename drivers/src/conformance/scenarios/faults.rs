@@ -1,0 +1,503 @@
+//! Brokers that die or stand still, and ways there that break, while jobs go in and come out.
+//!
+//! Nothing is left to luck: a fault begins when calls are known to be going well, lasts until they were seen to fail,
+//! and the scenario ends when they go well again through the same handles.
+
+use super::calls::{Story, calls};
+use crate::conformance::{
+    BOUND, Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
+    fixture::{LEASE, SOON, job, numbered},
+    history::{Client, Fate, History},
+    is_kind,
+    proxy::{Proxy, Side, Weather},
+};
+use crate::{
+    Claimed, CompletionReceipt, DriverExt, Enqueued, ErrorKind, JobId, NewJob, Payload, ReadCompletions,
+    Settle,
+};
+use futures::future::{join_all, try_join_all};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fault {
+    /// The broker's process is killed, and started again in the end.
+    Killed,
+    /// It stands still, and goes on in the end.
+    Frozen,
+    /// Connections are reset as soon as they are made.
+    Refused,
+    /// Connections stand, and nothing passes.
+    Silent,
+    /// The broker hears everything, and each connection breaks with its first answer.
+    AnswersLost,
+    /// Each connection breaks in the middle of the first request.
+    RequestsCut,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Killed, Self::Frozen, Self::Refused, Self::Silent, Self::AnswersLost, Self::RequestsCut];
+
+    pub(super) async fn begin(self, fixture: &Fixture, proxy: &Proxy) -> Verdict {
+        match self {
+            Self::Killed => fixture.broker().kill().await?,
+            Self::Frozen => fixture.broker().freeze().await?,
+            Self::Refused => proxy.set(Weather::Reset),
+            Self::Silent => proxy.set(Weather::Silent),
+            Self::AnswersLost => proxy.set(Weather::Cut(Side::Server, 0)),
+            Self::RequestsCut => proxy.set(Weather::Cut(Side::Client, 1)),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end(self, fixture: &Fixture, proxy: &Proxy) -> Verdict {
+        match self {
+            Self::Killed => fixture.broker().restart().await?,
+            Self::Frozen => fixture.broker().thaw().await?,
+            Self::Refused | Self::Silent | Self::AnswersLost | Self::RequestsCut => proxy.heal(),
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
+    let direct = fixture.subject().await?;
+    let proxy = fixture.proxy().await?;
+    let subject = fixture.through(&proxy, &direct).await?;
+    let mut worst = Duration::ZERO;
+    for fault in Fault::ALL {
+        direct.enqueue(job()).await?;
+        let held = direct.next().await?;
+        healthy(&fixture, &subject, fault).await?;
+        fault.begin(&fixture, &proxy).await?;
+        let told = join_all(calls(&subject, &held, &fixture.address("told")?)).await;
+        fault.end(&fixture, &proxy).await?;
+        for Story { name, allowed, answer, took } in told {
+            check!(took <= BOUND, "{fault:?}: {name} took {took:.1?}");
+            let kind = answer.as_ref().err().map(|error| error.kind);
+            check!(
+                kind.is_some_and(|kind| allowed.contains(&kind)),
+                "{fault:?}: {name} answered {answer:?}, allowed is {allowed:?}"
+            );
+            worst = worst.max(took);
+        }
+        healthy(&fixture, &subject, fault).await?;
+    }
+    fixture.measure(format!("every call ended within {worst:.1?}"));
+    Ok(())
+}
+
+/// The handle that was there all along does everything again, by itself.
+async fn healthy(fixture: &Fixture, subject: &Subject, fault: Fault) -> Verdict {
+    // A queue of its own: what was asked for during the fault may still be done, late.
+    let healthy =
+        Subject { queue: fixture.queue_name(&format!("{fault:?}").to_lowercase())?, ..subject.clone() };
+    eventually("the handle works again", || async {
+        let settings = crate::QueueSettings::default();
+        let declaration = crate::Declaration { owner: Subject::owner(), settings, adopt: false };
+        Ok(healthy.driver.declare(&healthy.queue, declaration).await.is_ok())
+    })
+    .await?;
+    let mut id = JobId::generate();
+    eventually("jobs go in again", || {
+        let healthy = &healthy;
+        id = JobId::generate();
+        let sent = job().with_id(id.clone());
+        async move { Ok(healthy.driver.enqueue_one(&healthy.queue, sent).await.is_ok()) }
+    })
+    .await?;
+    loop {
+        let claimed = healthy.next().await?;
+        healthy.succeed(&claimed).await?;
+        if claimed.id == id {
+            return Ok(());
+        }
+    }
+}
+
+/// What several tasks have got through, and what they were refused.
+#[derive(Debug, Default)]
+struct Tally {
+    done: Vec<AtomicUsize>,
+    failed: Vec<AtomicUsize>,
+    stop: AtomicBool,
+}
+
+impl Tally {
+    fn of(tasks: usize) -> Self {
+        let zeros = || (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        Self { done: zeros(), failed: zeros(), stop: AtomicBool::new(false) }
+    }
+
+    fn count<T>(&self, task: usize, answer: &crate::Result<T>) -> Verdict {
+        match answer {
+            Ok(_) => self.done[task].fetch_add(1, Ordering::Relaxed),
+            Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Ambiguous) => {
+                self.failed[task].fetch_add(1, Ordering::Relaxed)
+            }
+            Err(error) => return Err(Failed(format!("a call during a fault was answered {error:?}"))),
+        };
+        Ok(())
+    }
+
+    /// Waits until each task counted `more` of what `which` counts.
+    async fn all(&self, what: &str, which: impl Fn(&Self) -> &Vec<AtomicUsize>, more: usize) -> Verdict {
+        let counts = || which(self).iter().map(|count| count.load(Ordering::Relaxed));
+        let before: Vec<_> = counts().collect();
+        eventually(what, || async {
+            Ok(self.is_over() || counts().zip(&before).all(|(now, before)| now >= before + more))
+        })
+        .await
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One fault after the other, each once everybody was well, until everybody felt it.
+async fn torment(fixture: &Fixture, proxy: &Proxy, tally: &Tally) -> Verdict {
+    let tormented = async {
+        for fault in Fault::ALL {
+            tally.all(&format!("calls go well before {fault:?}"), |tally| &tally.done, 20).await?;
+            fault.begin(fixture, proxy).await?;
+            let felt = tally.all(&format!("calls fail during {fault:?}"), |tally| &tally.failed, 1).await;
+            fault.end(fixture, proxy).await?;
+            felt?;
+        }
+        tally.all("calls go well in the end", |tally| &tally.done, 20).await
+    };
+    let ended: Verdict = tormented.await;
+    tally.stop();
+    ended
+}
+
+const PAUSE: Duration = Duration::from_millis(10);
+
+pub(super) async fn dispatch_during_broker_fault(fixture: Fixture) -> Verdict {
+    const PRODUCERS: usize = 4;
+    let direct = fixture.subject().await?;
+    let proxy = fixture.proxy().await?;
+    let through = fixture.through(&proxy, &direct).await?;
+    let (history, tally) = (Arc::new(History::default()), Tally::of(PRODUCERS));
+    let produce = |number: usize| {
+        let client = Client::new(&history, number, through.driver.clone(), through.queue.clone());
+        let tally = &tally;
+        async move {
+            let mut sent = Vec::new();
+            while !tally.is_over() {
+                let id = JobId::new(format!("job-{number}-{}", sent.len()))?;
+                let answer = client.enqueue(vec![job().with_id(id.clone())]).await;
+                tally.count(number, &answer.and_then(|mut answers| answers.remove(0)))?;
+                sent.push(id);
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok::<_, Failed>(sent)
+        }
+    };
+    let (tormented, sent) =
+        tokio::join!(torment(&fixture, &proxy, &tally), try_join_all((0..PRODUCERS).map(produce)));
+    tormented?;
+    let sent: Vec<JobId> = sent?.into_iter().flatten().collect();
+    // Whoever doesn't know whether a job got in sends it again.
+    let again = Client::new(&history, PRODUCERS, through.driver.clone(), through.queue.clone());
+    for ids in sent.chunks(100) {
+        let answers = again.enqueue(ids.iter().map(|id| job().with_id(id.clone())).collect()).await?;
+        for answer in answers {
+            answer?;
+        }
+    }
+    let runs = drain(&direct, &history).await?;
+    check_eq!(runs.len(), sent.len(), "jobs that ran, of those that were sent");
+    judge(&direct, &history).await?;
+    fixture.measure(format!("{} jobs over {} faults", sent.len(), Fault::ALL.len()));
+    Ok(())
+}
+
+/// Claims and ends everything that can be claimed.
+async fn drain(subject: &Subject, history: &Arc<History>) -> Result<BTreeSet<JobId>, Failed> {
+    let client = Client::new(history, 1000, subject.driver.clone(), subject.queue.clone());
+    let mut runs = BTreeSet::new();
+    loop {
+        let jobs = client.claim(100, LEASE, Duration::from_millis(100)).await?;
+        if jobs.is_empty() {
+            return Ok(runs);
+        }
+        let settles = jobs.iter().map(|job| (job, Settle::Succeed { result: None }));
+        for answer in client.settle(settles.collect()).await? {
+            answer?;
+        }
+        for job in jobs {
+            check!(runs.insert(job.id.clone()), "job {} ran twice", job.id);
+        }
+    }
+}
+
+/// Asks where each job stands and judges the history.
+pub(super) async fn judge(subject: &Subject, history: &Arc<History>) -> Verdict {
+    let client = Client::new(history, 1001, subject.driver.clone(), subject.queue.clone());
+    let fates = client.fates(history.jobs()).await?;
+    let findings = history.check(&fates);
+    check!(findings.is_empty(), "{} findings: {}", findings.len(), findings.join("; "));
+    Ok(())
+}
+
+pub(super) async fn consume_after_broker_recovery(fixture: Fixture) -> Verdict {
+    const CONSUMERS: usize = 4;
+    const JOBS: usize = 3000;
+    let direct = fixture.subject().await?;
+    let proxy = fixture.proxy().await?;
+    let through = fixture.through(&proxy, &direct).await?;
+    let (history, tally) = (Arc::new(History::default()), Tally::of(CONSUMERS + 1));
+    let producer = Client::new(&history, 100, direct.driver.clone(), direct.queue.clone());
+    for first in (0..JOBS).step_by(500) {
+        let notify = fixture.notify("done")?;
+        let jobs = (first..first + 500).map(|index| {
+            let id = JobId::new(format!("job-{index}"))?;
+            Ok::<_, Failed>(numbered(index).with_id(id).with_notify(notify.clone()))
+        });
+        for answer in producer.enqueue(jobs.collect::<Result<_, _>>()?).await? {
+            answer?;
+        }
+    }
+    let consume = |number| {
+        let client = Client::new(&history, number, through.driver.clone(), through.queue.clone());
+        let tally = &tally;
+        async move {
+            while !tally.is_over() {
+                consume_one(&client, number, tally).await?;
+            }
+            Ok::<_, Failed>(())
+        }
+    };
+    let listening = listen(&fixture, &through, CONSUMERS, &tally);
+    let (tormented, consumed, heard) =
+        tokio::join!(torment(&fixture, &proxy, &tally), try_join_all((0..CONSUMERS).map(consume)), listening);
+    tormented?;
+    consumed?;
+    judge(&direct, &history).await?;
+    let fates = producer.fates(history.jobs()).await?;
+    let ended: BTreeSet<_> =
+        fates.into_iter().filter(|(_, fate)| *fate == Fate::Ended).map(|(id, _)| id).collect();
+    let heard = the_rest(&fixture, &direct, heard?, ended.len()).await?;
+    check!(heard == ended, "{} jobs ended, {} were heard of", ended.len(), heard.len());
+    fixture.measure(format!("{} jobs done over {} faults", ended.len(), Fault::ALL.len()));
+    Ok(())
+}
+
+/// Claims a job, extends its lease and ends it, insisting while the broker can't be heard.
+async fn consume_one(client: &Client, number: usize, tally: &Tally) -> Verdict {
+    let claimed = client.claim(1, LEASE, Duration::from_millis(50)).await;
+    tally.count(number, &claimed)?;
+    let Some(held) = claimed.ok().and_then(|mut jobs| jobs.pop()) else {
+        tokio::time::sleep(PAUSE).await;
+        return Ok(());
+    };
+    tally.count(number, &client.extend(&held, LEASE).await)?;
+    let since = Instant::now();
+    while since.elapsed() < SOON * 2 {
+        let settle = (&held, Settle::Succeed { result: None });
+        let answer = client.settle(vec![settle]).await.and_then(|mut answers| answers.remove(0));
+        // A settle that nobody heard of had been made.
+        if is_kind(&answer, ErrorKind::StaleReceipt) {
+            return Ok(());
+        }
+        tally.count(number, &answer)?;
+        if answer.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(Failed(format!("job {} could not be settled within {:?}", held.id, SOON * 2)))
+}
+
+/// Reads and acknowledges completions through the faults. What was acknowledged must not come again.
+async fn listen(
+    fixture: &Fixture,
+    subject: &Subject,
+    number: usize,
+    tally: &Tally,
+) -> Result<BTreeSet<JobId>, Failed> {
+    let address = fixture.address("done")?;
+    let (mut heard, mut acknowledged) = (BTreeSet::new(), BTreeSet::new());
+    while !tally.is_over() {
+        let read =
+            ReadCompletions { max: 20, wait: Duration::from_millis(50), lease: Duration::from_millis(500) };
+        let page = subject.driver.completions(&address, read).await;
+        tally.count(number, &page)?;
+        let completions = page.map(|page| page.completions).unwrap_or_default();
+        for completion in &completions {
+            check!(!acknowledged.contains(&completion.job), "{} came after its end", completion.job);
+            heard.insert(completion.job.clone());
+        }
+        let receipts: Vec<CompletionReceipt> =
+            completions.iter().map(|completion| completion.receipt.clone()).collect();
+        let answer = subject.driver.acknowledge(&address, receipts).await;
+        tally.count(number, &answer)?;
+        if answer.is_ok() {
+            acknowledged.extend(completions.into_iter().map(|completion| completion.job));
+        } else {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(heard)
+}
+
+/// What had not been heard of when the faults were over.
+async fn the_rest(
+    fixture: &Fixture,
+    subject: &Subject,
+    mut heard: BTreeSet<JobId>,
+    expected: usize,
+) -> Result<BTreeSet<JobId>, Failed> {
+    let address = fixture.address("done")?;
+    let since = Instant::now();
+    while since.elapsed() < SOON {
+        let page = subject.read(&address, 500).await?;
+        if page.completions.is_empty() && page.caught_up {
+            break;
+        }
+        let receipts = page.completions.iter().map(|completion| completion.receipt.clone());
+        subject.driver.acknowledge(&address, receipts.collect()).await?;
+        heard.extend(page.completions.into_iter().map(|completion| completion.job));
+        if page.caught_up && heard.len() >= expected {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(heard)
+}
+
+pub(super) async fn ambiguous_publish(fixture: Fixture) -> Verdict {
+    let direct = fixture.subject().await?;
+    let proxy = fixture.proxy().await?;
+    let subject = fixture.through(&proxy, &direct).await?;
+    answer_lost(&proxy, &subject, &direct).await?;
+    cut_in_the_middle(&proxy, &subject, &direct).await
+}
+
+/// The answer is lost after the request went through; the same id again adds nothing.
+async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verdict {
+    for round in 0..20 {
+        // A connection that is there already, so that the first thing to be lost is an answer.
+        eventually("the handle works", || async { Ok(subject.stats().await.is_ok()) }).await?;
+        let jobs: Vec<_> = (0..50)
+            .map(|index| Ok(numbered(index).with_id(JobId::new(format!("lost-{round}-{index}"))?)))
+            .collect::<Result<_, Failed>>()?;
+        proxy.set(Weather::Cut(Side::Server, 0));
+        let answer = subject.driver.enqueue(&subject.queue, jobs.clone()).await;
+        proxy.heal();
+        let error = match answer {
+            Err(error) => error,
+            Ok(answers) => return Err(Failed(format!("an answer came although it was lost: {answers:?}"))),
+        };
+        let mut there = 0;
+        for job in &jobs {
+            let id = job.id.as_ref().ok_or_else(|| Failed("a job without an id".into()))?;
+            there += usize::from(direct.record(id).await?.is_some());
+        }
+        let (unavailable, ambiguous) =
+            (error.kind == ErrorKind::Unavailable, error.kind == ErrorKind::Ambiguous);
+        check!(unavailable || ambiguous, "a lost answer: {error:?}");
+        check!(ambiguous || there == 0, "nothing was done, it said, and {there} jobs are there");
+        if there == 0 {
+            continue;
+        }
+        check_eq!(there, jobs.len(), "jobs of a batch whose answer was lost");
+        eventually("the handle works again", || async { Ok(subject.stats().await.is_ok()) }).await?;
+        for answer in subject.driver.enqueue(&subject.queue, jobs.clone()).await? {
+            check!(matches!(answer, Ok(Enqueued::Duplicate { .. })), "the same again: {answer:?}");
+        }
+        let claimed = direct.claim(100).await?;
+        check_eq!(claimed.len(), jobs.len(), "jobs in the queue");
+        for job in &claimed {
+            direct.succeed(job).await?;
+        }
+        return Ok(());
+    }
+    Err(Failed("in 20 rounds no request went through whose answer was lost".into()))
+}
+
+/// The connection breaks in the middle of a job: half a job is none.
+async fn cut_in_the_middle(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verdict {
+    let id = JobId::new("half")?;
+    let large = NewJob::new("large", Payload::json(vec![b'1'; 200_000])).with_id(id.clone());
+    proxy.set(Weather::Cut(Side::Client, 50_000));
+    let answer = subject.driver.enqueue_one(&subject.queue, large.clone()).await;
+    let kind = answer.as_ref().err().map(|error| error.kind);
+    check!(
+        matches!(kind, Some(ErrorKind::Unavailable | ErrorKind::Ambiguous)),
+        "a job that was cut in the middle: {answer:?}"
+    );
+    check_eq!(direct.record(&id).await?, None, "half a job");
+    proxy.heal();
+    eventually("the handle works again", || async { Ok(subject.stats().await.is_ok()) }).await?;
+    let again = subject.driver.enqueue_one(&subject.queue, large.clone()).await?;
+    check!(matches!(again, Enqueued::Created { .. }), "the whole job: {again:?}");
+    let claimed = direct.next().await?;
+    check!(claimed.payload == large.payload, "the payload did not arrive unchanged");
+    direct.succeed(&claimed).await
+}
+
+pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
+    let direct = fixture.subject().await?;
+    let proxy = fixture.proxy().await?;
+    let cut_off = fixture.through(&proxy, &direct).await?;
+    let id = direct.enqueue(job()).await?;
+    let lease = Duration::from_millis(1500);
+    let held = cut_off.next_for(lease).await?;
+    proxy.set(Weather::Reset);
+    let extend = cut_off.driver.extend_one(&cut_off.queue, &held.receipt, lease).await;
+    check!(extend.is_err(), "an extension through a broken network: {extend:?}");
+    let again: Claimed = direct.next().await?;
+    check_eq!((&again.id, again.attempt, again.delivery), (&id, 1, 2), "the job after its lease");
+    let began = again.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;
+    check!(began >= held.lease_until.as_millis(), "the second lease began before the first ended");
+    proxy.heal();
+    let mut late =
+        cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
+    for _ in 0..100 {
+        if !is_kind(&late, ErrorKind::Unavailable) {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        late =
+            cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
+    }
+    check!(is_kind(&late, ErrorKind::StaleReceipt), "the settle of whoever was cut off: {late:?}");
+    direct.succeed(&again).await
+}
+
+pub(super) async fn slow_network_changes_nothing(fixture: Fixture) -> Verdict {
+    let direct = fixture.subject().await?;
+    let proxy = fixture.proxy().await?;
+    let far = fixture.through(&proxy, &direct).await?;
+    let by = Duration::from_millis(100);
+    proxy.set(Weather::Slow(by));
+    let since = Instant::now();
+    let address = fixture.address("far")?;
+    let id = far.enqueue(job().with_notify(fixture.notify("far")?)).await?;
+    let claimed = far.next().await?;
+    check_eq!(claimed.id, id, "the job");
+    far.driver.extend_one(&far.queue, &claimed.receipt, LEASE).await?;
+    far.succeed(&claimed).await?;
+    let completion = far.next_completion(&address).await?;
+    check_eq!(completion.job, id, "the job of the completion");
+    far.driver.acknowledge(&address, vec![completion.receipt]).await?;
+    let took = since.elapsed();
+    check!(took >= by * 2 * 6, "six calls over a slow network took {took:?}");
+    check!(direct.read(&address, 10).await?.caught_up, "the completion is still there");
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! A pod without Kubernetes: an app, and the real sidecar beside it.
+
+use super::{app::App, eventually, http::ask, process::Process};
+use bytes::Bytes;
+use http::Method;
+use longshore_drivers::policy::WorkerPolicy;
+use serde_json::Value;
+use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Mutex, time::Duration};
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_longshore-worker-sidecar");
+
+/// A pod.
+pub(crate) struct Pod {
+    pub(crate) number: usize,
+    pub(crate) app: App,
+    directory: PathBuf,
+    policy: Mutex<WorkerPolicy>,
+    sidecar: Mutex<Option<std::sync::Arc<Sidecar>>>,
+    starts: Mutex<u32>,
+}
+
+/// A sidecar's process.
+pub(crate) struct Sidecar {
+    pub(crate) process: Process,
+    api: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Pod {
+    /// A pod whose sidecar does not run yet.
+    pub(crate) fn new(number: usize, app: App, directory: PathBuf, policy: WorkerPolicy) -> Self {
+        std::fs::create_dir_all(&directory).unwrap();
+        let pod = Self {
+            number,
+            app,
+            directory,
+            policy: Mutex::new(policy),
+            sidecar: Mutex::default(),
+            starts: Mutex::default(),
+        };
+        pod.write();
+        pod
+    }
+
+    /// Starts the sidecar, or another one in the place of the one before; returns when it works by its policy.
+    pub(crate) async fn start(&self) {
+        let sidecar = self.another().await;
+        *self.sidecar.lock().unwrap() = Some(std::sync::Arc::new(sidecar));
+    }
+
+    /// One more process for the same pod, with the same files.
+    pub(crate) async fn another(&self) -> Sidecar {
+        let start = {
+            let mut starts = self.starts.lock().unwrap();
+            *starts += 1;
+            *starts
+        };
+        let log = self.directory.join(format!("log-{start}"));
+        let process = Process::start(self.command("127.0.0.1:0"), &log);
+        let line = process.says("sidecar started").await.expect("the sidecar starts");
+        let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
+        let sidecar = Sidecar { api: address("api"), admin: address("admin"), process };
+        eventually("the sidecar is ready", || async { sidecar.get("/readyz").await.0 == 200 }).await;
+        sidecar
+    }
+
+    fn command(&self, api: &str) -> Command {
+        let mut command = Command::new(BINARY);
+        command.env_clear().env("POD_NAME", format!("pod-{}", self.number));
+        command.args(["--api", api, "--admin", "127.0.0.1:0"]);
+        command.arg("--policy").arg(self.directory.join("policy.json"));
+        command.arg("--pod-token-file").arg(self.directory.join("token"));
+        command
+    }
+
+    /// Rewrites the policy file.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut WorkerPolicy)) {
+        change(&mut self.policy.lock().unwrap());
+        self.write();
+    }
+
+    fn write(&self) {
+        let policy = serde_json::to_vec(&*self.policy.lock().unwrap()).unwrap();
+        let fresh = self.directory.join("policy.new");
+        std::fs::write(&fresh, policy).unwrap();
+        std::fs::rename(fresh, self.directory.join("policy.json")).unwrap();
+    }
+
+    pub(crate) fn sidecar(&self) -> std::sync::Arc<Sidecar> {
+        self.sidecar.lock().unwrap().clone().expect("the sidecar was started")
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&self) {
+        self.sidecar().process.kill();
+    }
+
+    /// The preStop hook of the sidecar.
+    pub(crate) fn drain(&self) {
+        let api = self.sidecar().api.to_string();
+        assert!(self.command(&api).arg("drain").status().unwrap().success(), "the drain hook failed");
+    }
+
+    /// SIGTERM, and waits until the sidecar ended well.
+    pub(crate) async fn terminate(&self) {
+        let sidecar = self.sidecar();
+        sidecar.process.signal("TERM");
+        let status = sidecar.process.exit(Duration::from_secs(30)).await;
+        assert!(status.success(), "the sidecar ended with {status}");
+    }
+
+    /// Asks the local API as the app would.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (u16, Bytes) {
+        let token = std::fs::read_to_string(self.directory.join("token")).unwrap();
+        let token = format!("Bearer {}", token.trim());
+        let mut all = vec![("authorization", token.as_str())];
+        all.extend_from_slice(headers);
+        ask(self.sidecar().api, Method::POST, path, &all, body).await
+    }
+
+    /// What the sidecar says about itself.
+    pub(crate) async fn status(&self) -> Value {
+        let (_, body) = self.sidecar().get("/status").await;
+        serde_json::from_slice(&body).unwrap_or_default()
+    }
+
+    /// How many claims ended with `outcome`.
+    pub(crate) async fn counted(&self, outcome: &str) -> u64 {
+        let (_, metrics) = self.sidecar().get("/metrics").await;
+        let label = format!("outcome=\"{outcome}\"");
+        let metrics = String::from_utf8_lossy(&metrics).into_owned();
+        let line = metrics.lines().find(|line| line.contains("_jobs_total{") && line.contains(&label));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap_or(0))
+    }
+}
+
+impl Sidecar {
+    async fn get(&self, path: &str) -> (u16, Bytes) {
+        ask(self.admin, Method::GET, path, &[], Bytes::new()).await
+    }
+}
