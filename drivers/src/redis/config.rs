@@ -1,7 +1,7 @@
 //! Where a Redis server is, and how to get in.
 
 use crate::{Error, Result};
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, io::tcp::TcpSettings};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, io::tcp::TcpSettings};
 use std::{fmt, time::Duration};
 
 const CONNECTS: Duration = Duration::from_secs(5);
@@ -44,13 +44,16 @@ impl RedisConfig {
         Ok(Self { info, ca: None, connects: CONNECTS, answers: ANSWERS, prefix: "longshore".to_owned() })
     }
 
-    pub(super) fn client(&self) -> Result<redis::Client> {
+    /// What makes connections that speak RESP`protocol`.
+    pub(super) fn client(&self, protocol: ProtocolVersion) -> Result<redis::Client> {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
         if self.prefix.is_empty() || self.prefix.len() > 64 || !self.prefix.bytes().all(legal) {
             return Err(Error::invalid(
                 "the prefix of a Redis broker must be 1 to 64 letters, digits, dots, dashes, underscores and colons",
             ));
         }
+        let settings = self.info.redis_settings().clone().set_protocol(protocol);
+        let info = self.info.clone().set_redis_settings(settings);
         let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
         if tls {
             // Whoever was first decides for the process; there is one already then.
@@ -59,10 +62,10 @@ impl RedisConfig {
         match &self.ca {
             Some(pem) if tls => {
                 let certificates = redis::TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
-                redis::Client::build_with_tls(self.info.clone(), certificates)
+                redis::Client::build_with_tls(info, certificates)
             }
             Some(_) => return Err(Error::invalid("certificates are given, but the URL isn't rediss://")),
-            None => redis::Client::open(self.info.clone()),
+            None => redis::Client::open(info),
         }
         .map_err(|error| Error::invalid(format!("the Redis client can't be made: {}", error.category())))
     }
@@ -103,7 +106,7 @@ mod tests {
     fn a_prefix_that_would_break_the_keys_is_refused() {
         for bad in ["", "a{b}", "a b", &"x".repeat(65)] {
             let config = RedisConfig { prefix: bad.to_owned(), ..RedisConfig::new("redis://h").unwrap() };
-            assert_eq!(config.client().unwrap_err().kind, ErrorKind::Invalid, "{bad}");
+            assert_eq!(config.client(ProtocolVersion::RESP3).unwrap_err().kind, ErrorKind::Invalid, "{bad}");
         }
     }
 }

@@ -134,15 +134,15 @@ async fn send(
     let mut items = reply::opened(answer, queue)?;
     let codes = items.bytes()?;
     let mut details = items.items()?;
-    let max_depth = items.natural()?.unwrap_or(0);
+    let max_depth = items.text()?;
     if codes.len() != rows.len() {
         return Err(reply::broken());
     }
-    let answers = codes.iter().zip(rows).map(|(code, row)| decode(*code, row, &mut details, max_depth));
+    let answers = codes.iter().zip(rows).map(|(code, row)| decode(*code, row, &mut details, &max_depth));
     Ok(Some(answers.collect()))
 }
 
-fn decode(code: u8, row: &Row, details: &mut Items, max_depth: u64) -> Result<Enqueued> {
+fn decode(code: u8, row: &Row, details: &mut Items, max_depth: &str) -> Result<Enqueued> {
     let Row { id, job, .. } = row;
     match code {
         b'C' => Ok(Enqueued::Created { id: id.clone() }),

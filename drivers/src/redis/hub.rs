@@ -242,7 +242,7 @@ async fn run(hub: Weak<Hub>, link: Arc<Link>, mut wanted: watch::Receiver<Ear>) 
 
 /// Listens until the connection breaks, and says why.
 async fn listen(hub: &Weak<Hub>, link: &Arc<Link>, wanted: &mut watch::Receiver<Ear>) -> String {
-    let connect = tokio::time::timeout(link.connects, link.client.get_async_pubsub()).await;
+    let connect = tokio::time::timeout(link.connects, link.listener.get_async_pubsub()).await;
     let (mut sink, mut stream) = match connect {
         Ok(Ok(connection)) => connection.split(),
         Ok(Err(error)) => return error.category().to_owned(),

@@ -8,10 +8,16 @@ use super::{
     server::{self, Facts},
 };
 use crate::{Error, QueueName, Result};
-use redis::{AsyncConnectionConfig, Cmd, RedisError, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Cmd, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
+    aio::MultiplexedConnection,
+};
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -26,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Open {
     number: u64,
     connection: MultiplexedConnection,
+    /// Whether it has ended by itself.
+    ended: Arc<AtomicBool>,
 }
 
 /// Why there is no connection now, and when the next attempt may begin.
@@ -42,8 +50,18 @@ struct State {
     connections: u64,
 }
 
+impl State {
+    /// The connection, unless it is known to have ended: what is sent over it would surely be lost.
+    fn alive(&mut self) -> Option<Open> {
+        self.open.take_if(|open| open.ended.load(Ordering::Acquire));
+        self.open.clone()
+    }
+}
+
 pub(super) struct Link {
-    pub(super) client: redis::Client,
+    client: redis::Client,
+    /// What makes connections that listen.
+    pub(super) listener: redis::Client,
     pub(super) prefix: String,
     /// How long a connection may take to be made, and an answer to come.
     pub(super) connects: Duration,
@@ -67,7 +85,8 @@ pub(super) fn closed() -> Error {
 impl Link {
     pub(super) fn new(config: RedisConfig) -> Result<Self> {
         Ok(Self {
-            client: config.client()?,
+            client: config.client(ProtocolVersion::RESP3)?,
+            listener: config.client(ProtocolVersion::RESP2)?,
             connects: config.connects,
             answers: config.answers,
             prefix: config.prefix,
@@ -91,15 +110,15 @@ impl Link {
         if self.closed.is_cancelled() {
             return Err(closed());
         }
-        if let Some(open) = &self.state().open {
-            return Ok(open.clone());
+        if let Some(open) = self.state().alive() {
+            return Ok(open);
         }
         let connect = async {
             let _turn = self.connecting.lock().await;
             {
-                let state = self.state();
-                if let Some(open) = &state.open {
-                    return Ok(open.clone());
+                let mut state = self.state();
+                if let Some(open) = state.alive() {
+                    return Ok(open);
                 }
                 if let Some(broken) = state.broken.as_ref().filter(|broken| Instant::now() < broken.until) {
                     return Err(broken.error.clone());
@@ -123,9 +142,9 @@ impl Link {
         });
         let mut state = self.state();
         match attempt {
-            Ok(connection) => {
+            Ok((connection, ended)) => {
                 state.connections += 1;
-                let open = Open { number: state.connections, connection };
+                let open = Open { number: state.connections, connection, ended };
                 state.broken = None;
                 state.open = Some(open.clone());
                 Ok(open)
@@ -143,16 +162,25 @@ impl Link {
         }
     }
 
-    async fn handshake(&self) -> Result<MultiplexedConnection> {
+    async fn handshake(&self) -> Result<(MultiplexedConnection, Arc<AtomicBool>)> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let mark = ended.clone();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connects))
             .set_response_timeout(Some(self.answers))
+            .set_push_sender(move |push: PushInfo| {
+                if push.kind == PushKind::Disconnection {
+                    mark.store(true, Ordering::Release);
+                }
+                Ok::<_, redis::aio::SendError>(())
+            })
             .set_pipeline_buffer_size(1024)
             .set_write_backpressure_boundary(256 * 1024);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
         let mut connection = connected.map_err(|error| errors::not_sent(&error))?;
         server::meet(&mut connection, &self.prefix, Call::Prepares).await?;
-        Ok(connection)
+        server::teach(&mut connection).await?;
+        Ok((connection, ended))
     }
 
     /// Gives a connection up, unless another one has taken its place.

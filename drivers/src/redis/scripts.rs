@@ -38,8 +38,8 @@ macro_rules! scripts {
             hash: LazyLock::new(|| hash($constant.text)),
         };)+
 
-        #[cfg(test)]
-        pub(super) const ALL: &[&Script] = &[$(&$constant),+];
+        /// All of them.
+        pub(super) static ALL: &[&Script] = &[$(&$constant),+];
     };
 }
 

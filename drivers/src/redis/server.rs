@@ -1,6 +1,9 @@
 //! The server at the other end: which one it is, what it keeps, and whose data it has.
 
-use super::errors::{self, Call};
+use super::{
+    errors::{self, Call},
+    scripts,
+};
 use crate::{Durability, Error, ErrorKind, Result};
 use redis::{Value, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
@@ -46,6 +49,25 @@ pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str, c
     let durability = durability(connection, field(&info, "aof_enabled") == Some("1")).await;
     let backend_id = identity(connection, prefix, call).await?;
     Ok(Facts { version, backend_id, durability })
+}
+
+/// Has the server know all scripts, so that no call has to be made twice.
+pub(super) async fn teach(connection: &mut MultiplexedConnection) -> Result<()> {
+    let mut exist = redis::cmd("SCRIPT");
+    exist.arg("EXISTS");
+    for script in scripts::ALL {
+        exist.arg(script.hash());
+    }
+    let known = ask(connection, &exist, "SCRIPT EXISTS", Call::Prepares).await?;
+    let Value::Array(known) = known else { return Ok(()) };
+    for (script, known) in scripts::ALL.iter().zip(known) {
+        if matches!(known, Value::Int(0) | Value::Boolean(false)) {
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(script.text);
+            ask(connection, &load, "SCRIPT LOAD", Call::Prepares).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn ask(

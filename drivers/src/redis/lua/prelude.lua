@@ -82,7 +82,7 @@ local function decode(id, raw)
     if s[at] == nil then s[at] = ABSENT[at] end
   end
   local from = s[1] == 'W' and { 'R', s[6] == 0 and 'W' or 'Y' } or { s[1] }
-  return { id = id, s = s, m = name_of(s, id), from = from, to = from[1], score = s[3] }
+  return { id = id, s = s, m = name_of(s, id), from = from }
 end
 
 -- The job: false when there is none, nil when what is stored makes no sense.
@@ -108,7 +108,7 @@ local function touch(job)
 end
 
 local function put(job, to, score)
-  job.to, job.score, job.s[3] = to, score, score
+  job.to, job.score, job.s[3], job.moved = to, score, score, true
   touch(job)
 end
 
@@ -216,8 +216,7 @@ local function again(job, due)
 end
 
 local function remove(job)
-  job.to = nil
-  job.gone = true
+  job.to, job.gone, job.moved = nil, true, true
   touch(job)
 end
 
@@ -254,13 +253,13 @@ end
 local function flush()
   local leave, enter, store, gone = {}, {}, {}, {}
   for _, job in ipairs(touched) do
-    for _, set in ipairs(job.from) do
+    for _, set in ipairs(job.moved and job.from or {}) do
       if set ~= job.to then
         leave[set] = leave[set] or {}
         table.insert(leave[set], job.m)
       end
     end
-    if job.to then
+    if job.moved and job.to then
       enter[job.to] = enter[job.to] or {}
       table.insert(enter[job.to], job.score)
       table.insert(enter[job.to], job.m)
@@ -274,7 +273,7 @@ local function flush()
       store[#store + 1] = job.id
       store[#store + 1] = cmsgpack.pack(job.s)
     end
-    job.touched = false
+    job.touched, job.moved = false, false
   end
   touched = {}
   for set, list in pairs(leave) do many('ZREM', base .. set, list) end
