@@ -33,7 +33,7 @@ pub(crate) fn ordering_key(job: &NewJob, ordering: Ordering) -> Result<()> {
 }
 
 /// Jobs are handed out in one order as long as a queue exists: those that wait were promised it.
-#[cfg(feature = "memory")]
+#[cfg(any(feature = "memory", feature = "redis"))]
 pub(crate) fn same_ordering(queue: &QueueName, known: Ordering, wanted: Ordering) -> Result<()> {
     if known != wanted {
         let message = format!("queue {queue} is {known:?}; its ordering can't be changed to {wanted:?}");

@@ -5,7 +5,7 @@
 //! them. Nothing in this crate knows Kubernetes, workers or workflows: jobs, leases and completions are all it sees.
 
 mod capability;
-#[cfg(any(feature = "embedded", feature = "memory"))]
+#[cfg(any(feature = "embedded", feature = "memory", feature = "redis"))]
 mod checks;
 mod completion;
 mod driver;
@@ -28,6 +28,8 @@ pub mod embedded;
 pub mod http;
 #[cfg(feature = "memory")]
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 pub use capability::{Capabilities, Delay, Durability, IdMemory, Lease};
 pub use completion::{

@@ -45,6 +45,7 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Backend>> {
         "memory" => Some(Arc::new(InMemory)),
         "embedded" => Some(Arc::new(InFile)),
         "http" => Some(Arc::new(super::http_backend::OverHttp)),
+        "redis" => Some(Arc::new(super::servers::redis::OnRedis)),
         _ => None,
     }
 }

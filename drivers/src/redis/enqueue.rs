@@ -1,0 +1,166 @@
+//! Adding jobs.
+
+use super::{
+    errors::Call,
+    lanes::Lanes,
+    link::Link,
+    reply::{self, Extras, Items},
+    scripts,
+};
+use crate::{
+    Address, Enqueued, Error, ErrorKind, JobId, Limits, NewJob, Ordering, QueueName, Result, checks,
+};
+use redis::Value;
+use std::{collections::BTreeSet, sync::Arc};
+
+/// Payload bytes in one request, apart from the first job.
+const BYTES: usize = 4 * 1024 * 1024;
+
+/// A job with its id.
+struct Row {
+    id: JobId,
+    job: NewJob,
+    extras: String,
+}
+
+pub(super) fn lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, NewJob, Result<Enqueued>>> {
+    let link = link.clone();
+    Lanes::new(
+        Arc::new(move |queue, jobs| {
+            let link = link.clone();
+            Box::pin(async move { enqueue(&link, &queue, jobs).await })
+        }),
+        |job| job.payload.len() + 512,
+    )
+}
+
+fn prepare(mut job: NewJob) -> Result<Row> {
+    job.validate(&Limits::default())?;
+    let extras = Extras { headers: std::mem::take(&mut job.headers), overrides: job.overrides.clone() };
+    Ok(Row { id: job.id.take().unwrap_or_else(JobId::generate), job, extras: extras.to_text() })
+}
+
+/// Adds jobs, in as many requests as their size asks for.
+pub(super) async fn enqueue(
+    link: &Link,
+    queue: &QueueName,
+    jobs: Vec<NewJob>,
+) -> Result<Vec<Result<Enqueued>>> {
+    let mut answers: Vec<Option<Result<Enqueued>>> = Vec::with_capacity(jobs.len());
+    let mut rows = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        match prepare(job) {
+            Ok(row) => {
+                rows.push(row);
+                answers.push(None);
+            }
+            Err(error) => answers.push(Some(Err(error))),
+        }
+    }
+    let mut added = Vec::with_capacity(rows.len());
+    if rows.is_empty() {
+        // Whether there is such a queue is asked all the same.
+        send(link, queue, &[], false).await?;
+    }
+    let mut rest = rows.as_slice();
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|row| {
+            let fits = bytes == 0 || bytes + row.job.payload.len() <= BYTES;
+            bytes += row.job.payload.len() + 1;
+            fits
+        });
+        let (now, later) = rest.split_at(fitting.count());
+        added.extend(add(link, queue, now).await?);
+        rest = later;
+    }
+    let mut added = added.into_iter();
+    let missing = || Err(reply::broken());
+    Ok(answers.into_iter().map(|answer| answer.or_else(|| added.next()).unwrap_or_else(missing)).collect())
+}
+
+async fn add(link: &Link, queue: &QueueName, rows: &[Row]) -> Result<Vec<Result<Enqueued>>> {
+    if let Some(answers) = send(link, queue, rows, false).await? {
+        return Ok(answers);
+    }
+    // Whoever reads completions has to find the queue before there is one.
+    let told = rows.iter().filter_map(|row| row.job.notify.as_ref());
+    for address in told.map(|notify| &notify.address).collect::<BTreeSet<_>>() {
+        let mut cmd = redis::cmd("SADD");
+        cmd.arg(index(link, address)).arg(queue.as_str());
+        link.command(&cmd, "enqueue", Call::Changes).await?;
+    }
+    send(link, queue, rows, true).await?.ok_or_else(reply::broken)
+}
+
+/// The key of the queues that may have completions for an address.
+pub(super) fn index(link: &Link, address: &Address) -> String {
+    format!("{}:a:{{{address}}}", link.prefix)
+}
+
+/// None when addresses have to be put into their index first.
+async fn send(
+    link: &Link,
+    queue: &QueueName,
+    rows: &[Row],
+    indexed: bool,
+) -> Result<Option<Vec<Result<Enqueued>>>> {
+    let answer = link
+        .run(&scripts::ENQUEUE, queue, |cmd| {
+            cmd.arg(if indexed { "1" } else { "" });
+            for Row { id, job, extras } in rows {
+                let delay = u64::try_from(job.delay.as_millis()).unwrap_or(u64::MAX);
+                let delay = delay + u64::from(delay == 0 && !job.delay.is_zero());
+                let (address, context) = job
+                    .notify
+                    .as_ref()
+                    .map_or(("", ""), |notify| (notify.address.as_str(), notify.context.as_str()));
+                cmd.arg(id.as_str())
+                    .arg(&job.job_type)
+                    .arg(&job.payload.content_type)
+                    .arg(&job.payload.bytes[..])
+                    .arg(delay)
+                    .arg(extras)
+                    .arg(address)
+                    .arg(context)
+                    .arg(job.ordering_key.as_deref().unwrap_or_default());
+            }
+        })
+        .await?;
+    if matches!(&answer, Value::Array(items) if items.first() == Some(&Value::BulkString(b"INDEX".to_vec())))
+    {
+        return Ok(None);
+    }
+    let mut items = reply::opened(answer, queue)?;
+    let codes = items.bytes()?;
+    let mut details = items.items()?;
+    let max_depth = items.natural()?.unwrap_or(0);
+    if codes.len() != rows.len() {
+        return Err(reply::broken());
+    }
+    let answers = codes.iter().zip(rows).map(|(code, row)| decode(*code, row, &mut details, max_depth));
+    Ok(Some(answers.collect()))
+}
+
+fn decode(code: u8, row: &Row, details: &mut Items, max_depth: u64) -> Result<Enqueued> {
+    let Row { id, job, .. } = row;
+    match code {
+        b'C' => Ok(Enqueued::Created { id: id.clone() }),
+        b'D' => {
+            let mut detail = details.items()?;
+            let state = reply::state(&detail.bytes()?)?;
+            Ok(Enqueued::Duplicate { id: id.clone(), state, outcome: reply::outcome(detail)? })
+        }
+        b'X' => {
+            Err(Error::new(ErrorKind::Conflict, format!("job {id} is known with another type or payload")))
+        }
+        b'F' => {
+            Err(Error::new(ErrorKind::Full, format!("the queue has its maximum of {max_depth} waiting jobs")))
+        }
+        b'O' => Err(checks::ordering_key(job, Ordering::BestEffort).err().unwrap_or_else(reply::broken)),
+        _ => Err(Error::new(
+            ErrorKind::Fatal,
+            format!("what is stored of job {id} makes no sense; delete its queue or choose another id"),
+        )),
+    }
+}

@@ -1,0 +1,164 @@
+//! What claimers do with the jobs they hold.
+
+use super::{
+    claims::{parse, stale},
+    lanes::Lanes,
+    link::Link,
+    reply, scripts,
+};
+use crate::{Error, Extension, Failure, Limits, QueueName, Receipt, Result, Settle, Settlement};
+use redis::Cmd;
+use std::{sync::Arc, time::Duration};
+
+/// Result bytes in one request, apart from the first settlement.
+const BYTES: usize = 4 * 1024 * 1024;
+
+pub(super) fn settle_lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, Settlement, Result<()>>> {
+    let link = link.clone();
+    Lanes::new(
+        Arc::new(move |queue, settlements| {
+            let link = link.clone();
+            Box::pin(async move { settle(&link, &queue, settlements).await })
+        }),
+        size,
+    )
+}
+
+pub(super) fn extend_lanes(link: &Arc<Link>) -> Arc<Lanes<(QueueName, u64), Receipt, Result<Extension>>> {
+    let link = link.clone();
+    Lanes::new(
+        Arc::new(move |(queue, lease), receipts| {
+            let link = link.clone();
+            Box::pin(async move { extend(&link, &queue, &receipts, lease).await })
+        }),
+        |_| 256,
+    )
+}
+
+fn size(settlement: &Settlement) -> usize {
+    let result = match &settlement.settle {
+        Settle::Succeed { result: Some(result) } => result.len(),
+        _ => 0,
+    };
+    result + 256
+}
+
+fn check(settle: &Settle) -> Result<()> {
+    if let Settle::Succeed { result: Some(result) } = settle {
+        crate::job::check_payload("result", result, Limits::default().max_result)?;
+    }
+    if let Settle::Retry { delay, .. } | Settle::Release { delay } = settle
+        && *delay > Limits::MAX_DELAY
+    {
+        return Err(Error::invalid("a job can be delayed by 366 days at most"));
+    }
+    Ok(())
+}
+
+/// Settles, in as many requests as the size of the results asks for.
+pub(super) async fn settle(
+    link: &Link,
+    queue: &QueueName,
+    settlements: Vec<Settlement>,
+) -> Result<Vec<Result<()>>> {
+    let checked: Vec<_> = settlements.iter().map(|settlement| check(&settlement.settle)).collect();
+    let fine: Vec<_> = settlements
+        .iter()
+        .zip(&checked)
+        .filter(|(_, check)| check.is_ok())
+        .map(|(settlement, _)| settlement)
+        .collect();
+    let mut codes = Vec::with_capacity(fine.len());
+    let mut rest = fine.as_slice();
+    loop {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|settlement| {
+            let fits = bytes == 0 || bytes + size(settlement) <= BYTES;
+            bytes += size(settlement);
+            fits
+        });
+        let (now, later) = rest.split_at(fitting.count());
+        codes.extend(send(link, queue, now).await?);
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let mut codes = codes.into_iter();
+    let answers = checked.into_iter().zip(&settlements).map(|(check, settlement)| {
+        check?;
+        match codes.next() {
+            Some(b'K') => Ok(()),
+            Some(b'T') => Err(stale(&settlement.receipt)),
+            _ => Err(reply::broken()),
+        }
+    });
+    Ok(answers.collect())
+}
+
+async fn send(link: &Link, queue: &QueueName, settlements: &[&Settlement]) -> Result<Vec<u8>> {
+    let answer = link
+        .run(&scripts::SETTLE, queue, |cmd| {
+            for settlement in settlements {
+                let (id, token) = parse(&settlement.receipt);
+                cmd.arg(id).arg(token);
+                write(cmd, &settlement.settle);
+            }
+        })
+        .await?;
+    reply::opened(answer, queue)?.bytes()
+}
+
+fn write(cmd: &mut Cmd, settle: &Settle) {
+    let cut = |failure: &Failure| Failure::new(failure.reason.as_str(), failure.message.as_str());
+    match settle {
+        Settle::Succeed { result: None } => cmd.arg("S").arg(-1).arg("").arg("").arg(""),
+        Settle::Succeed { result: Some(result) } => {
+            cmd.arg("S").arg(result.len()).arg("").arg("").arg(reply::pack_result(result))
+        }
+        Settle::Retry { delay, failure } => {
+            let failure = cut(failure);
+            cmd.arg("R").arg(millis(*delay)).arg("").arg(failure.reason).arg(failure.message)
+        }
+        Settle::Release { delay } => cmd.arg("L").arg(millis(*delay)).arg("").arg("").arg(""),
+        Settle::Bury { reason, failure } => {
+            let failure = cut(failure);
+            cmd.arg("B").arg(0).arg(reply::reason_word(*reason)).arg(failure.reason).arg(failure.message)
+        }
+    };
+}
+
+/// Whole milliseconds; a part of one is one, because the script rounds up only what is more than nothing.
+pub(super) fn millis(duration: Duration) -> u64 {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    millis + u64::from(millis == 0 && !duration.is_zero())
+}
+
+pub(super) async fn extend(
+    link: &Link,
+    queue: &QueueName,
+    receipts: &[Receipt],
+    lease: u64,
+) -> Result<Vec<Result<Extension>>> {
+    let answer = link
+        .run(&scripts::EXTEND, queue, |cmd| {
+            cmd.arg(lease);
+            for receipt in receipts {
+                let (id, token) = parse(receipt);
+                cmd.arg(id).arg(token);
+            }
+        })
+        .await?;
+    let mut items = reply::opened(answer, queue)?;
+    let lease_until = items.time()?;
+    let codes = items.bytes()?;
+    if codes.len() != receipts.len() {
+        return Err(reply::broken());
+    }
+    let answers = codes.iter().zip(receipts).map(|(code, receipt)| match code {
+        b'K' => Ok(Extension { lease_until, cancel_requested: false }),
+        b'C' => Ok(Extension { lease_until, cancel_requested: true }),
+        _ => Err(stale(receipt)),
+    });
+    Ok(answers.collect())
+}

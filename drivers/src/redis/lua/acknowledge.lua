@@ -1,0 +1,18 @@
+-- Forgets completions. ARGV: 2 address, then their names.
+first()
+local readable, leased = base .. 'a:' .. ARGV[2], base .. 'l:' .. ARGV[2]
+for at = 3, #ARGV do
+  local m = ARGV[at]
+  local id = m:sub(26)
+  local raw = call('HGET', base .. 'c', id)
+  local fine, c = pcall(cmsgpack.unpack, raw or '')
+  if raw and fine and type(c) == 'table' and c[2] == ARGV[2] and string.format('%014x', c[1]) == m:sub(1, 14) then
+    call('HDEL', base .. 'c', id)
+    call('ZREM', readable, m)
+    call('ZREM', leased, m)
+    local job = declared and get(id)
+    if job and job.s[2] == c[3] and job.s[12] == 1 and over(job.s) and job.s[3] >= PINNED then age(job) end
+  end
+end
+close()
+return { 'OK' }

@@ -1,0 +1,101 @@
+-- Adds jobs. ARGV[2] is "1" when the addresses of all jobs that notify are in their index. Then nine for each job: id, type,
+-- media type, payload, delay in milliseconds, JSON of headers and overrides (or nothing), address, context, ordering key.
+local JOB = 9
+local count = (#ARGV - 2) / JOB
+local ids, told = {}, {}
+for at = 1, count do
+  local from = 2 + (at - 1) * JOB
+  ids[at] = ARGV[from + 1]
+  local address = ARGV[from + 7]
+  if address ~= '' then told[address] = told[address] or {} end
+end
+-- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
+for address in pairs(told) do
+  if call('SISMEMBER', base .. 'x', address) == 0 then
+    if ARGV[2] ~= '1' then return { 'INDEX' } end
+    call('SADD', base .. 'x', address)
+  end
+end
+load(ids)
+local depth = 0
+for _, set in ipairs({ 'R', 'W', 'Y', 'B' }) do depth = depth + call('ZCARD', base .. set) end
+local max, fresh = tonumber(settings[6]), {}
+local bodies, metas, states, notes, enter, codes, details = {}, {}, {}, {}, { R = {}, W = {}, B = {} }, {}, {}
+
+local function same(id, from)
+  local kind, media, payload = ARGV[from + 2], ARGV[from + 3], ARGV[from + 4]
+  if fresh[id] then
+    local other = fresh[id]
+    return ARGV[other + 2] == kind and ARGV[other + 3] == media and ARGV[other + 4] == payload
+  end
+  local meta, start = call('HGET', base .. 'm', id), kind .. '\n' .. media .. '\n'
+  return meta and meta:sub(1, #start) == start and call('HGET', base .. 'b', id) == payload
+end
+
+local function seen(s)
+  if s[1] ~= 'W' then return s[1] end
+  return s[3] <= now and 'R' or s[6] == 0 and 'W' or 'Y'
+end
+
+-- How a job ended that left by a purge or with its queue, until its completion is acknowledged.
+local function left(id, address)
+  local raw = address ~= '' and call('HGET', base .. 'c', id)
+  local fine, c = pcall(cmsgpack.unpack, raw or '')
+  if raw and fine and type(c) == 'table' and c[12] then return { c[7], c[7], c[8], c[9], c[10], c[11], c[12] } end
+end
+
+local function add(id, from)
+  local payload, address, key = ARGV[from + 4], ARGV[from + 7], ARGV[from + 9]
+  local s = { 'W', number(), after(ARGV[from + 5]), now, 0, 0, 0, 0, address ~= '' and 1 or 0, #payload, key }
+  s[5] = s[3]
+  local m, set = name_of(s, id), s[3] <= now and 'R' or 'W'
+  if fifo and not enter_line(m, key) then s[1], set = 'B', 'B' end
+  if set == 'R' then readied = readied + 1 end
+  if set == 'W' then soonest = math.min(soonest or s[3], s[3]) end
+  table.insert(enter[set], s[3])
+  table.insert(enter[set], m)
+  local at = #bodies
+  bodies[at + 1], bodies[at + 2] = id, payload
+  metas[at + 1], metas[at + 2] = id, ARGV[from + 2] .. '\n' .. ARGV[from + 3] .. '\n' .. ARGV[from + 6]
+  states[at + 1], states[at + 2] = id, cmsgpack.pack(s)
+  if address ~= '' then
+    notes[#notes + 1] = id
+    notes[#notes + 1] = address .. ' ' .. ARGV[from + 8]
+  end
+  fresh[id], depth, jobs[id] = from, depth + 1, decode(id, states[at + 2])
+  return 'C'
+end
+
+local function decide(at)
+  local id, from = ids[at], 2 + (at - 1) * JOB
+  local job = jobs[id]
+  if job == nil then return 'U' end
+  if ARGV[from + 9] ~= '' and not fifo then return 'O' end
+  if job and forgotten(job.s) then
+    call('ZREM', base .. job.s[1], job.m)
+    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
+    job = false
+  end
+  if job then
+    if not same(id, from) then return 'X' end
+    local ended = over(job.s) and outcome_of(job.s, id) or {}
+    details[#details + 1] = { seen(job.s), unpack(ended) }
+    return 'D'
+  end
+  local before = left(id, ARGV[from + 7])
+  if before then
+    details[#details + 1] = before
+    return 'D'
+  end
+  if ARGV[from + 7] == '' and depth >= max then return 'F' end
+  return add(id, from)
+end
+
+for at = 1, count do codes[at] = decide(at) end
+many('HSET', base .. 'b', bodies, 2)
+many('HSET', base .. 'm', metas, 2)
+many('HSET', base .. 's', states, 2)
+many('HSET', base .. 'n', notes, 2)
+for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end
+if #bodies > 0 then close() end
+return { 'OK', table.concat(codes), details, settings[6] }

@@ -1,0 +1,1 @@
+if not declared then return { 'NOTFOUND' } end
