@@ -5,7 +5,7 @@
 //! them. Nothing in this crate knows Kubernetes, workers or workflows: jobs, leases and completions are all it sees.
 
 mod capability;
-#[cfg(any(feature = "embedded", feature = "memory"))]
+#[cfg(any(feature = "embedded", feature = "memory", feature = "postgres"))]
 mod checks;
 mod completion;
 mod driver;
@@ -15,6 +15,8 @@ mod lenient;
 mod limits;
 mod name;
 pub mod policy;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod queue;
 mod strict;
 mod time;

@@ -45,6 +45,8 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Backend>> {
         "memory" => Some(Arc::new(InMemory)),
         "embedded" => Some(Arc::new(InFile)),
         "http" => Some(Arc::new(super::http_backend::OverHttp)),
+        "postgres" => Some(Arc::new(super::servers::postgres::LISTENING)),
+        "postgres-poll" => Some(Arc::new(super::servers::postgres::POLLING)),
         _ => None,
     }
 }
