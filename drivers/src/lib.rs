@@ -5,7 +5,7 @@
 //! them. Nothing in this crate knows Kubernetes, workers or workflows: jobs, leases and completions are all it sees.
 
 mod capability;
-#[cfg(any(feature = "embedded", feature = "memory", feature = "redis"))]
+#[cfg(any(feature = "embedded", feature = "memory", feature = "redis", feature = "postgres"))]
 mod checks;
 mod completion;
 mod driver;
@@ -16,6 +16,8 @@ mod limits;
 mod name;
 pub mod open;
 pub mod policy;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod queue;
 mod strict;
 #[cfg(any(feature = "embedded", feature = "http-client"))]

@@ -191,7 +191,9 @@ impl Follower {
     /// Connects to brokers that are new or changed; those that can't be reached are tried again with the next turn. Until a
     /// changed one is, the connection from before has to do: files that a newer template mounts are in no older pod.
     async fn connect_missing(&mut self, policy: &WorkerPolicy) -> bool {
-        self.connections.retain(|name, _| policy.brokers.iter().any(|access| access.name == *name));
+        let is_named = |name: &str| policy.brokers.iter().any(|access| access.name == name);
+        let dropped = self.connections.extract_if(.., |name, _| !is_named(name));
+        dropped.for_each(|(_, (_, driver))| retire(driver));
         let is_open = |access: &BrokerAccess| {
             self.connections.get(&access.name).is_some_and(|(open, _)| open == access)
         };
@@ -204,7 +206,8 @@ impl Follower {
         for (access, attempt) in join_all(attempts).await {
             match attempt {
                 Ok(Ok(driver)) => {
-                    self.connections.insert(access.name.clone(), (access.clone(), driver));
+                    let before = self.connections.insert(access.name.clone(), (access.clone(), driver));
+                    before.into_iter().for_each(|(_, driver)| retire(driver));
                     connected = true;
                 }
                 Ok(Err(error)) => self.core.health.broker_failed(&access.name, &error.to_string()),
@@ -227,6 +230,16 @@ impl Follower {
         };
         self.core.install(plan);
     }
+}
+
+/// Closes a connection once no job of it is left.
+fn retire(driver: DynDriver) {
+    tokio::spawn(async move {
+        while Arc::strong_count(&driver) > 1 {
+            sleep(EVERY).await;
+        }
+        driver.close().await;
+    });
 }
 
 /// An error with its causes in one line.
@@ -271,6 +284,18 @@ mod tests {
         let mine = own.over(newer.clone());
         assert_eq!((mine.handler, mine.drain_timeout), (Handler::Pull {}, Duration::from_secs(7)));
         assert_eq!(mine.queues, newer.queues);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_closed_after_its_last_job() {
+        let driver: DynDriver = Arc::new(longshore_drivers::memory::Memory::new());
+        let (job, left) = (driver.clone(), Arc::downgrade(&driver));
+        retire(driver);
+        sleep(EVERY * 3).await;
+        assert!(job.probe().await.is_ok());
+        drop(job);
+        sleep(EVERY * 2).await;
+        assert!(left.upgrade().is_none());
     }
 
     #[test]

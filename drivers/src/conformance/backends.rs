@@ -75,6 +75,8 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Backend>> {
         "embedded" => Some(Arc::new(InFile)),
         "http" => Some(Arc::new(super::http_backend::OverHttp)),
         "redis" => Some(Arc::new(super::servers::redis::OnRedis)),
+        "postgres" => Some(Arc::new(super::servers::postgres::LISTENING)),
+        "postgres-poll" => Some(Arc::new(super::servers::postgres::POLLING)),
         _ => None,
     }
 }

@@ -1,0 +1,294 @@
+//! A few connections, each carrying many statements at once.
+//!
+//! Every statement is a transaction of its own and names no session state, so any connection does. Statements are sent
+//! unprepared, with the types of their parameters: one round trip, and nothing for PgBouncer to get wrong.
+
+use super::{
+    config::{CONNECTS, PostgresConfig},
+    error::{self, Effect},
+    schema::{self, Identity},
+    tls::Tls,
+};
+use crate::{Error, Result};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+use tokio_postgres::{
+    Client, Connection, Row, Socket,
+    types::{ToSql, Type},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long an answer may take. The server gives up a little earlier, where it may be told so.
+const ANSWERS: Duration = Duration::from_secs(10);
+/// How often a statement is repeated that others were in the way of.
+const REPEATS: u32 = 6;
+/// How long nobody tries to connect after a failure, at first and at most.
+const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// What a session is told, where a session lasts.
+const SESSION: &str = "SET statement_timeout = '8s'; SET idle_in_transaction_session_timeout = '30s'; \
+    SET client_min_messages = 'warning'";
+
+/// Parameters of a statement, each with its type.
+pub(super) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
+
+/// An open connection.
+#[derive(Debug)]
+struct Link {
+    client: Client,
+    busy: AtomicUsize,
+    /// An answer was given up: what follows would wait behind it.
+    stuck: AtomicBool,
+}
+
+impl Link {
+    fn is_usable(&self) -> bool {
+        !self.client.is_closed() && !self.stuck.load(Ordering::Relaxed)
+    }
+}
+
+/// One statement on its way.
+struct Ride(Arc<Link>);
+
+impl Ride {
+    fn new(link: Arc<Link>) -> Self {
+        link.busy.fetch_add(1, Ordering::Relaxed);
+        Self(link)
+    }
+}
+
+impl Drop for Ride {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why there is no connection, and until when nobody tries.
+#[derive(Debug)]
+struct Outage {
+    until: Instant,
+    pause: Duration,
+    error: Error,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    links: Vec<Option<Arc<Link>>>,
+    outage: Option<Outage>,
+    identity: Option<Identity>,
+}
+
+/// The connections of one driver.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) config: PostgresConfig,
+    tls: Tls,
+    state: Mutex<State>,
+    /// One connection is made at a time.
+    door: tokio::sync::Mutex<()>,
+    pub(super) closed: CancellationToken,
+}
+
+impl Pool {
+    pub(super) fn new(config: PostgresConfig) -> Result<Self> {
+        config.validate()?;
+        let tls = Tls::new(&config)?;
+        let links = (0..config.connections).map(|_| None).collect();
+        let state = Mutex::new(State { links, ..State::default() });
+        Ok(Self { config, tls, state, door: tokio::sync::Mutex::default(), closed: CancellationToken::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all connections. Statements that are under way come to their end in the server.
+    pub(super) fn close(&self) {
+        self.closed.cancel();
+        let mut state = self.lock();
+        state.links.iter_mut().for_each(|link| *link = None);
+    }
+
+    /// How many statements are under way.
+    pub(super) fn busy(&self) -> usize {
+        let state = self.lock();
+        state.links.iter().flatten().map(|link| link.busy.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Brings the schema up to date, on a connection of its own.
+    pub(super) async fn migrate(&self) -> Result<Identity> {
+        if let Some(identity) = self.lock().identity.clone() {
+            return Ok(identity);
+        }
+        let limit = Duration::from_secs(45);
+        let work = async {
+            let (client, connection) = self.connect().await?;
+            let carrier = tokio::spawn(connection);
+            let identity = schema::migrate(&client, &self.config).await;
+            drop(client);
+            // It ends with its client.
+            drop(carrier);
+            identity
+        };
+        let identity =
+            tokio::time::timeout(limit, work).await.map_err(|_| error::late(Effect::Change, limit))??;
+        self.lock().outage = None;
+        Ok(identity)
+    }
+
+    /// A new connection, and what carries it.
+    pub(super) async fn connect(
+        &self,
+    ) -> Result<(Client, Connection<Socket, super::tls::Stream<Socket>>)> {
+        let mut server = self.config.server.clone();
+        server.ssl_mode(self.config.ssl_mode());
+        let made = tokio::time::timeout(CONNECTS * 2, server.connect(self.tls.clone())).await;
+        made.map_err(|_| Error::unavailable("PostgreSQL can't be reached: it doesn't answer"))?
+            .map_err(|failure| error::of_connect(&failure))
+    }
+
+    /// A connection that is ready for statements.
+    async fn open(&self) -> Result<(Link, Identity)> {
+        let (client, connection) = self.connect().await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to PostgreSQL ended");
+            }
+        });
+        let ready = async {
+            if self.config.listen {
+                client.batch_execute(SESSION).await.map_err(|failure| error::of_connect(&failure))?;
+            }
+            schema::verify(&client, &self.config.schema).await
+        };
+        let identity = tokio::time::timeout(ANSWERS, ready)
+            .await
+            .map_err(|_| Error::unavailable("PostgreSQL can't be reached: it doesn't answer"))??;
+        Ok((Link { client, busy: AtomicUsize::new(0), stuck: AtomicBool::new(false) }, identity))
+    }
+
+    /// The usable connection with the least to do; and where another one could be made.
+    fn pick(&self) -> (Option<Ride>, Option<usize>) {
+        let mut state = self.lock();
+        for link in &mut state.links {
+            if link.as_ref().is_some_and(|link| !link.is_usable()) {
+                *link = None;
+            }
+        }
+        let free = state.links.iter().position(Option::is_none);
+        let least = state.links.iter().flatten().min_by_key(|link| link.busy.load(Ordering::Relaxed));
+        // Counted under the lock, so that two callers don't take the same idle one.
+        (least.map(|link| Ride::new(link.clone())), free)
+    }
+
+    /// A connection to send a statement on. Nothing was sent when it fails.
+    async fn ride(&self) -> Result<Ride> {
+        loop {
+            if self.closed.is_cancelled() {
+                return Err(Error::unavailable("the driver is closed"));
+            }
+            let free = match self.pick() {
+                (Some(ride), None) => return Ok(ride),
+                (Some(ride), Some(_)) if ride.0.busy.load(Ordering::Relaxed) == 1 => return Ok(ride),
+                // Whoever makes a connection already makes one for all.
+                (Some(ride), Some(free)) => {
+                    let Ok(door) = self.door.try_lock() else { return Ok(ride) };
+                    drop(ride);
+                    (free, door)
+                }
+                (None, Some(free)) => (free, self.door.lock().await),
+                (None, None) => return Err(Error::unavailable("the driver has no connections")),
+            };
+            let (place, _door) = free;
+            if let (Some(ride), _) = self.pick()
+                && ride.0.busy.load(Ordering::Relaxed) == 1
+            {
+                return Ok(ride);
+            }
+            self.fill(place).await?;
+        }
+    }
+
+    /// Makes a connection, unless that failed a moment ago.
+    async fn fill(&self, place: usize) -> Result<()> {
+        if let Some(outage) = &self.lock().outage
+            && Instant::now() < outage.until
+        {
+            return Err(outage.error.clone());
+        }
+        let opened = self.open().await;
+        let mut state = self.lock();
+        match opened {
+            Ok((link, identity)) => {
+                state.outage = None;
+                state.identity = Some(identity);
+                if let Some(slot) = state.links.get_mut(place) {
+                    *slot = Some(Arc::new(link));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let pause = state.outage.as_ref().map_or(REST.0, |outage| (outage.pause * 2).min(REST.1));
+                state.outage = Some(Outage { until: Instant::now() + pause, pause, error: error.clone() });
+                // A server may have come back with other data.
+                state.identity = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Calls a function of the schema.
+    pub(super) async fn call(&self, effect: Effect, function: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        let list: Vec<String> = (1..=params.len()).map(|number| format!("${number}")).collect();
+        let statement = format!("SELECT * FROM {}.{function}({})", self.config.schema, list.join(","));
+        self.query(effect, &statement, params).await
+    }
+
+    /// Carries a statement out, again and again while others are in its way.
+    pub(super) async fn query(
+        &self,
+        effect: Effect,
+        statement: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let mut repeats = 0;
+        loop {
+            let ride = self.ride().await?;
+            let link = ride.0.clone();
+            let sent = link.client.query_typed(statement, params);
+            match tokio::time::timeout(ANSWERS, sent).await {
+                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Err(failure)) if error::is_conflict(&failure) && repeats < REPEATS => {
+                    repeats += 1;
+                    tokio::time::sleep(Duration::from_millis(u64::from(fastrand(10 * repeats)))).await;
+                }
+                Ok(Err(failure)) => return Err(error::of_statement(&failure, effect)),
+                Err(_) => {
+                    self.give_up(&link);
+                    return Err(error::late(effect, ANSWERS));
+                }
+            }
+        }
+    }
+
+    /// Nobody waits for this connection any more, and the server needn't go on either.
+    fn give_up(&self, link: &Arc<Link>) {
+        link.stuck.store(true, Ordering::Relaxed);
+        let (token, tls) = (link.client.cancel_token(), self.tls.clone());
+        tokio::spawn(async move {
+            let asked = tokio::time::timeout(CONNECTS, token.cancel_query(tls)).await;
+            tracing::debug!(done = asked.is_ok(), "a statement that takes too long was cancelled");
+        });
+    }
+}
+
+/// A small number that differs from caller to caller.
+fn fastrand(below: u32) -> u32 {
+    let bytes = uuid::Uuid::new_v4().into_bytes();
+    u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) % below.max(1) + 1
+}

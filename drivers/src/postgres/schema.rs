@@ -1,0 +1,164 @@
+//! Tables and functions in the database, and how they come there.
+//!
+//! The schema has a version. `probe` and `declare`, which only operators call, bring it up to date, one numbered step
+//! after the other, each in a transaction of its own that waits for locks for a moment only, and one operator at a time.
+//! Everything else looks at the version when it connects.
+
+use super::{
+    config::PostgresConfig,
+    error::{self, Effect},
+};
+use crate::{Error, ErrorKind, Result};
+use tokio_postgres::Client;
+
+/// The version that this driver knows.
+pub(super) const VERSION: i32 = 1;
+
+/// The steps: what brings a database to the version that is their place in the list, counted from 1.
+const STEPS: [&[&str]; 1] = [&[
+    include_str!("sql/v1_tables.sql"),
+    include_str!("sql/v1_moves.sql"),
+    include_str!("sql/v1_work.sql"),
+    include_str!("sql/v1_people.sql"),
+]];
+
+/// Settings of functions that drivers call.
+const HOT: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' \
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off \
+    SET enable_hashjoin = off SET enable_mergejoin = off";
+/// The same for those that join lists.
+const WARM: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' \
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off";
+
+/// Whose data it is.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) version: i32,
+    compatible: i32,
+    pub(super) backend_id: String,
+}
+
+/// What stands in the database; `None` when there is no schema.
+async fn look(client: &Client, schema: &str) -> Result<Option<Identity>> {
+    let statement = format!("SELECT version, compatible, backend_id FROM {schema}.version()");
+    match client.query_typed(&statement, &[]).await {
+        Ok(rows) => {
+            let Some(row) = rows.first() else {
+                return Err(Error::new(ErrorKind::Fatal, format!("schema {schema} of PostgreSQL has no version")));
+            };
+            let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Read);
+            Ok(Some(Identity {
+                version: row.try_get(0).map_err(read)?,
+                compatible: row.try_get(1).map_err(read)?,
+                backend_id: row.try_get(2).map_err(read)?,
+            }))
+        }
+        Err(error) if error::is_missing(&error) => Ok(None),
+        Err(error) => Err(error::of_statement(&error, Effect::Read)),
+    }
+}
+
+/// Whether this driver may work with what stands in the database.
+fn check(schema: &str, found: Option<Identity>) -> Result<Identity> {
+    let Some(found) = found else {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "PostgreSQL has no schema {schema}: no queue was ever declared there; the operator makes it when it \
+                 declares the first one"
+            ),
+        ));
+    };
+    if found.compatible > VERSION {
+        return Err(Error::new(
+            ErrorKind::Fatal,
+            format!(
+                "schema {schema} of PostgreSQL has version {}, this driver knows {VERSION}; use a newer Longshore",
+                found.version
+            ),
+        ));
+    }
+    if found.version < VERSION {
+        return Err(Error::unavailable(format!(
+            "schema {schema} of PostgreSQL has version {}, this driver needs {VERSION}; the operator brings it up to \
+             date",
+            found.version
+        )));
+    }
+    Ok(found)
+}
+
+/// Fails unless the schema is there and known.
+pub(super) async fn verify(client: &Client, schema: &str) -> Result<Identity> {
+    check(schema, look(client, schema).await?)
+}
+
+/// Brings the schema up to date.
+pub(super) async fn migrate(client: &Client, config: &PostgresConfig) -> Result<Identity> {
+    let schema = &config.schema;
+    loop {
+        let found = look(client, schema).await?;
+        let version = found.as_ref().map_or(0, |found| found.version);
+        let next = usize::try_from(version).unwrap_or(usize::MAX);
+        let Some(step) = STEPS.get(next) else {
+            return check(schema, found);
+        };
+        if found.as_ref().is_some_and(|found| found.compatible > VERSION) {
+            return check(schema, found);
+        }
+        take_step(client, schema, version, step).await?;
+    }
+}
+
+/// One step, unless somebody else took it in the meantime.
+async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -> Result<()> {
+    let failed = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
+    // PostgreSQL makes a schema before it looks whether it is there, which needs a right that its owner may not have.
+    let begin = format!(
+        "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'; \
+         SELECT pg_advisory_xact_lock(hashtextextended('longshore.{schema}', 0)); \
+         DO $$ BEGIN IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF; END $$"
+    );
+    let work = async {
+        client.batch_execute(&begin).await.map_err(failed)?;
+        if stands(client, schema).await? != version {
+            return Ok(());
+        }
+        let statements: String = step.concat();
+        let statements =
+            statements.replace("@schema@", schema).replace("@hot@", HOT).replace("@warm@", WARM);
+        client.batch_execute(&statements).await.map_err(failed)?;
+        let encoding = client.query_typed("SHOW server_encoding", &[]).await.map_err(failed)?;
+        let encoding: String = encoding.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
+        if encoding != "UTF8" {
+            return Err(Error::new(
+                ErrorKind::Fatal,
+                format!("the database has the encoding {encoding}; make one with UTF8"),
+            ));
+        }
+        let note = format!(
+            "INSERT INTO {schema}.meta (version, compatible, backend_id) VALUES ({VERSION}, 1, '{}') \
+             ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+            uuid::Uuid::now_v7()
+        );
+        client.batch_execute(&note).await.map_err(failed)
+    };
+    let done = work.await;
+    let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = client.batch_execute(end).await.map_err(failed);
+    done.and(ended)
+}
+
+/// The version, read under the lock and without a function that may not be there.
+async fn stands(client: &Client, schema: &str) -> Result<i32> {
+    let failed = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
+    let there = client
+        .query_typed(&format!("SELECT to_regclass('{schema}.meta') IS NOT NULL"), &[])
+        .await
+        .map_err(failed)?;
+    if !there.first().is_some_and(|row| row.try_get(0).unwrap_or(false)) {
+        return Ok(0);
+    }
+    let rows = client.query_typed(&format!("SELECT version FROM {schema}.meta"), &[]).await.map_err(failed)?;
+    Ok(rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or(0))
+}

@@ -1,0 +1,370 @@
+-- How jobs come in and move, of schema version 1. `@hot@` stands for the settings of every function that drivers call:
+-- it runs as the owner of the schema, finds rows through indexes and one by one, whatever the planner's figures say, and
+-- doesn't wait for locks for long. `@warm@` is the same where lists are joined with lists.
+
+-- The present instant by this server's clock, cut to milliseconds.
+CREATE FUNCTION @schema@.now_ms() RETURNS bigint LANGUAGE sql VOLATILE
+AS $$ SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint $$;
+
+CREATE FUNCTION @schema@.version() RETURNS TABLE (version int, compatible int, backend_id text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ BEGIN RETURN QUERY SELECT m.version, m.compatible, m.backend_id FROM @schema@.meta m; END $$;
+
+-- The queue called `p_name`.
+CREATE FUNCTION @schema@.find(p_name text) RETURNS @schema@.queues LANGUAGE plpgsql STABLE
+AS $$
+DECLARE q @schema@.queues;
+BEGIN
+    SELECT * INTO q FROM @schema@.queues WHERE name = p_name AND deleted_at IS NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'queue % was never declared on this broker', p_name USING ERRCODE = 'LS404';
+    END IF;
+    RETURN q;
+END $$;
+
+-- Takes the lines of `p_keys`, in the one order in which everybody takes them, and makes those that are missing.
+CREATE FUNCTION @schema@.open_lines(p_queue bigint, p_keys text[]) RETURNS void LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO @schema@.lines (queue, key, first)
+        SELECT p_queue, k.key, NULL FROM (SELECT DISTINCT unnest(p_keys) COLLATE "C" AS key) k ORDER BY k.key
+        ON CONFLICT (queue, key) DO UPDATE SET first = lines.first;
+END $$;
+
+-- Removes lines that nobody stands in.
+CREATE FUNCTION @schema@.close_lines(p_queue bigint, p_keys text[]) RETURNS void LANGUAGE plpgsql
+AS $$
+BEGIN
+    DELETE FROM @schema@.lines WHERE queue = p_queue AND key = ANY (p_keys) AND first IS NULL;
+END $$;
+
+-- Takes the lines of `p_keys` that there are.
+CREATE FUNCTION @schema@.lock_lines(p_queue bigint, p_keys text[]) RETURNS void LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM FROM @schema@.lines WHERE queue = p_queue AND key = ANY (p_keys) ORDER BY key FOR UPDATE;
+END $$;
+
+-- Jobs left their lines, which the caller holds: where one was the first, the next one's turn has come. Answers whether
+-- a job became ready.
+CREATE FUNCTION @schema@.advance(p_queue bigint, p_seqs bigint[], p_keys text[], p_now bigint) RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_key text;
+    v_next @schema@.waiting;
+    v_state smallint;
+    v_ready boolean := false;
+BEGIN
+    FOR v_key IN
+        SELECT l.key FROM unnest(p_seqs, p_keys) AS u(seq, key)
+        JOIN @schema@.lines l ON l.queue = p_queue AND l.key = u.key AND l.first = u.seq
+    LOOP
+        SELECT * INTO v_next FROM @schema@.waiting
+            WHERE queue = p_queue AND key = v_key AND state = 3 ORDER BY seq LIMIT 1;
+        IF NOT FOUND THEN
+            DELETE FROM @schema@.lines WHERE queue = p_queue AND key = v_key;
+            CONTINUE;
+        END IF;
+        v_state := CASE WHEN v_next.at <= p_now THEN 0 WHEN v_next.attempts = 0 THEN 1 ELSE 2 END;
+        UPDATE @schema@.waiting SET state = v_state, at = greatest(at, p_now) WHERE seq = v_next.seq;
+        UPDATE @schema@.lines SET first = v_next.seq WHERE queue = p_queue AND key = v_key;
+        INSERT INTO @schema@.deltas (queue, blocked, ready, scheduled, retrying)
+            VALUES (p_queue, -1, (v_state = 0)::int, (v_state = 1)::int, (v_state = 2)::int);
+        v_ready := v_ready OR v_state = 0;
+    END LOOP;
+    RETURN v_ready;
+END $$;
+
+-- Whether a job that comes has to wait for another one of its key.
+CREATE FUNCTION @schema@.enter_line(p_queue bigint, p_key text, p_seq bigint) RETURNS boolean LANGUAGE plpgsql
+AS $$
+DECLARE v_first bigint;
+BEGIN
+    INSERT INTO @schema@.lines AS l (queue, key, first) VALUES (p_queue, p_key, p_seq)
+        ON CONFLICT (queue, key) DO UPDATE SET first = coalesce(l.first, excluded.first)
+        RETURNING l.first INTO v_first;
+    RETURN v_first <> p_seq;
+END $$;
+
+-- How many jobs of a queue wait.
+CREATE FUNCTION @schema@.depth(p_queue bigint) RETURNS bigint LANGUAGE sql STABLE
+AS $$
+    SELECT coalesce(sum(ready + scheduled + retrying + blocked), 0)::bigint FROM @schema@.deltas WHERE queue = p_queue
+$$;
+
+-- Makes sure that nobody else adds jobs to a queue which is nearly full before this transaction ends; how many wait.
+CREATE FUNCTION @schema@.exact_depth(p_queue bigint) RETURNS bigint LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('@schema@.depth', p_queue));
+    RETURN @schema@.depth(p_queue);
+END $$;
+
+-- Adds one job to a queue that has room for `p_room` more. Answers its state, or -1: the id is known, -2: it is known
+-- from a completion that was not acknowledged, -3: the queue is full, -4: it has no order that a key could mean.
+CREATE FUNCTION @schema@.add_one(
+    q @schema@.queues, p_now bigint, p_room bigint, p_id text, p_type text, p_key text, p_content_type text,
+    p_payload bytea, p_delay bigint, p_headers text, p_max_attempts bigint, p_timeout bigint, p_address text,
+    p_context bytea
+) RETURNS int LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_seq bigint;
+    v_state smallint;
+BEGIN
+    IF p_key IS NOT NULL AND NOT q.fifo THEN
+        RETURN -4;
+    ELSIF EXISTS (SELECT FROM @schema@.jobs WHERE queue = q.id AND id = p_id) THEN
+        RETURN -1;
+    ELSIF p_address IS NOT NULL AND EXISTS (SELECT FROM @schema@.completions WHERE queue = q.name AND job = p_id) THEN
+        RETURN -2;
+    ELSIF p_address IS NULL AND p_room <= 0 THEN
+        RETURN -3;
+    END IF;
+    INSERT INTO @schema@.jobs (seq, queue, enqueued_at, timeout, max_attempts, id, type, content_type, key, headers,
+            notify_address, notify_context, payload)
+        VALUES (nextval('@schema@.job_seq'), q.id, p_now, p_timeout, p_max_attempts, p_id, p_type, p_content_type, p_key,
+            p_headers, p_address, p_context, p_payload)
+        ON CONFLICT (queue, id) DO NOTHING RETURNING seq INTO v_seq;
+    IF NOT FOUND THEN
+        RETURN -1;
+    END IF;
+    v_state := CASE WHEN p_delay = 0 THEN 0 ELSE 1 END;
+    IF q.fifo AND @schema@.enter_line(q.id, coalesce(p_key, ''), v_seq) THEN
+        v_state := 3;
+    END IF;
+    INSERT INTO @schema@.waiting (seq, queue, at, state, notify, bytes, attempts, lost, deliveries, key)
+        VALUES (v_seq, q.id, p_now + p_delay, v_state, p_address IS NOT NULL, octet_length(p_payload), 0, 0, 0,
+            CASE WHEN q.fifo THEN coalesce(p_key, '') END);
+    RETURN v_state;
+END $$;
+
+-- All that there is to say of jobs, in the order of `p_seqs`.
+CREATE FUNCTION @schema@.describe(p_seqs bigint[], p_now bigint) RETURNS TABLE (
+    ord bigint, seq bigint, at bigint, id text, type text, state smallint, attempts int, lost int, enqueued_at bigint,
+    due_at bigint, lease_until bigint, worker text, finished_at bigint, dead_reason text, failure_reason text,
+    failure_message text, result_type text, result bytea, result_bytes bigint, payload_bytes bigint
+) LANGUAGE sql STABLE
+AS $$
+    SELECT s.ord, s.seq, coalesce(w.at, a.at, f.at), j.id, j.type,
+        CASE WHEN w.seq IS NOT NULL THEN CASE WHEN w.state = 3 THEN 3 WHEN w.at <= p_now THEN 0 ELSE w.state END
+             WHEN a.seq IS NOT NULL THEN 4 ELSE f.state END::smallint,
+        coalesce(w.attempts, a.attempts, f.attempts), coalesce(w.lost, a.lost, f.lost), j.enqueued_at,
+        coalesce(w.at, a.due_at, f.due_at), a.at, a.worker, f.finished_at, f.dead_reason,
+        coalesce(w.failure_reason, a.failure_reason, f.failure_reason),
+        coalesce(w.failure_message, a.failure_message, f.failure_message),
+        coalesce(f.result_type, CASE WHEN f.result IS NOT NULL THEN 'application/json' END),
+        CASE WHEN octet_length(f.result) <= 1024 THEN f.result END,
+        octet_length(f.result)::bigint, coalesce(w.bytes, a.bytes, f.bytes)::bigint
+    FROM unnest(p_seqs) WITH ORDINALITY AS s(seq, ord)
+    LEFT JOIN @schema@.jobs j ON j.seq = s.seq
+    LEFT JOIN @schema@.waiting w ON w.seq = s.seq
+    LEFT JOIN @schema@.active a ON a.seq = s.seq
+    LEFT JOIN @schema@.finished f ON f.seq = s.seq
+    ORDER BY s.ord
+$$;
+
+-- Adds jobs. Answers one row with `code` 0 that tells how many wait now, at most, and one row for each job that was not
+-- added: 1 known (or, where `same` isn't true, known as another one), 2 known from a completion, 3 full, 4 it has a key.
+-- `p_chosen` tells whether producers chose ids, `p_keyed` whether there are keys, `p_check` whether the depth has to be
+-- looked at.
+CREATE FUNCTION @schema@.enqueue_batch(
+    p_queue text, p_chosen boolean, p_keyed boolean, p_check boolean, p_id text[], p_type text[], p_key text[], p_content_type text[],
+    p_payload bytea[], p_delay bigint[], p_headers text[], p_max_attempts bigint[], p_timeout bigint[],
+    p_address text[], p_context bytea[]
+) RETURNS TABLE (
+    code int, ord bigint, depth bigint, max_depth bigint, fifo boolean, same boolean, outcome text, state smallint,
+    dead_reason text, failure_reason text, failure_message text, result_type text, result bytea, result_bytes bigint
+) LANGUAGE plpgsql @warm@
+AS $$
+DECLARE
+    q @schema@.queues := @schema@.find(p_queue);
+    n int := cardinality(p_id);
+    v_now bigint := @schema@.now_ms();
+    v_depth bigint;
+    v_code int;
+    v_added bigint[] := '{}';
+    v_ready bigint := 0;
+    v_scheduled bigint := 0;
+    v_blocked bigint := 0;
+    v_full bigint[] := '{}';
+    v_left bigint[] := '{}';
+    v_bad bigint[] := '{}';
+BEGIN
+    IF p_check THEN
+        v_depth := @schema@.depth(q.id);
+        -- Far from full nobody has to wait for anybody: that many jobs don't arrive at once.
+        IF v_depth + n > q.max_depth - 10000 THEN
+            v_depth := @schema@.exact_depth(q.id);
+        END IF;
+    END IF;
+    IF NOT q.fifo AND NOT p_keyed AND NOT p_chosen AND (v_depth IS NULL OR v_depth + n <= q.max_depth) THEN
+        WITH input AS MATERIALIZED (
+            SELECT u.*, nextval('@schema@.job_seq') AS seq
+            FROM unnest(p_id, p_type, p_content_type, p_payload, p_delay, p_headers, p_max_attempts, p_timeout, p_address,
+                p_context) AS u(id, type, content_type, payload, delay, headers, max_attempts, timeout, address, context)
+        ), bodies AS (
+            INSERT INTO @schema@.jobs (seq, queue, enqueued_at, timeout, max_attempts, id, type, content_type, headers,
+                notify_address, notify_context, payload)
+            SELECT i.seq, q.id, v_now, i.timeout, i.max_attempts, i.id, i.type, i.content_type, i.headers, i.address,
+                i.context, i.payload FROM input i
+        ), heads AS (
+            INSERT INTO @schema@.waiting (seq, queue, at, state, notify, bytes, attempts, lost, deliveries)
+            SELECT i.seq, q.id, v_now + i.delay, CASE WHEN i.delay = 0 THEN 0 ELSE 1 END, i.address IS NOT NULL,
+                octet_length(i.payload), 0, 0, 0 FROM input i
+        )
+        SELECT count(*) FILTER (WHERE i.delay = 0), count(*) FILTER (WHERE i.delay > 0) INTO v_ready, v_scheduled
+            FROM input i;
+    ELSIF NOT q.fifo AND NOT p_keyed AND (v_depth IS NULL OR v_depth + n <= q.max_depth) THEN
+        SELECT coalesce(array_agg(u.ord), '{}') INTO v_left
+            FROM unnest(p_id, p_address) WITH ORDINALITY AS u(id, address, ord)
+            WHERE u.address IS NOT NULL
+            AND EXISTS (SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = u.id)
+            AND NOT EXISTS (SELECT FROM @schema@.jobs j WHERE j.queue = q.id AND j.id = u.id);
+        -- Ids are added in order, so that two batches with the same ones wait for each other on one side only.
+        WITH input AS MATERIALIZED (
+            SELECT u.*, nextval('@schema@.job_seq') AS seq
+            FROM unnest(p_id, p_type, p_content_type, p_payload, p_delay, p_headers, p_max_attempts, p_timeout, p_address,
+                p_context) WITH ORDINALITY
+                AS u(id, type, content_type, payload, delay, headers, max_attempts, timeout, address, context, ord)
+        ), bodies AS (
+            INSERT INTO @schema@.jobs (seq, queue, enqueued_at, timeout, max_attempts, id, type, content_type, headers,
+                notify_address, notify_context, payload)
+            SELECT i.seq, q.id, v_now, i.timeout, i.max_attempts, i.id, i.type, i.content_type, i.headers, i.address,
+                i.context, i.payload FROM input i WHERE i.ord <> ALL (v_left) ORDER BY i.id, i.ord
+            ON CONFLICT (queue, id) DO NOTHING RETURNING seq
+        ), added AS MATERIALIZED (
+            SELECT i.* FROM input i JOIN bodies b ON b.seq = i.seq
+        ), heads AS (
+            INSERT INTO @schema@.waiting (seq, queue, at, state, notify, bytes, attempts, lost, deliveries)
+            SELECT i.seq, q.id, v_now + i.delay, CASE WHEN i.delay = 0 THEN 0 ELSE 1 END, i.address IS NOT NULL,
+                octet_length(i.payload), 0, 0, 0 FROM added i
+        )
+        SELECT count(*) FILTER (WHERE i.delay = 0), count(*) FILTER (WHERE i.delay > 0), coalesce(array_agg(i.ord), '{}')
+            INTO v_ready, v_scheduled, v_added FROM added i;
+    ELSE
+        IF q.fifo THEN
+            PERFORM @schema@.open_lines(q.id, (SELECT array_agg(coalesce(k, '')) FROM unnest(p_key) AS k));
+        END IF;
+        FOR i IN 1 .. n LOOP
+            v_code := @schema@.add_one(q, v_now,
+                coalesce(q.max_depth - v_depth - v_ready - v_scheduled - v_blocked, 1), p_id[i], p_type[i], p_key[i],
+                p_content_type[i], p_payload[i], p_delay[i], p_headers[i], p_max_attempts[i], p_timeout[i],
+                p_address[i], p_context[i]);
+            IF v_code >= 0 THEN
+                v_added := v_added || i::bigint;
+                v_ready := v_ready + (v_code = 0)::int;
+                v_scheduled := v_scheduled + (v_code = 1)::int;
+                v_blocked := v_blocked + (v_code = 3)::int;
+            ELSIF v_code = -2 THEN
+                v_left := v_left || i::bigint;
+            ELSIF v_code = -3 THEN
+                v_full := v_full || i::bigint;
+            ELSIF v_code = -4 THEN
+                v_bad := v_bad || i::bigint;
+            END IF;
+        END LOOP;
+        IF q.fifo THEN
+            PERFORM @schema@.close_lines(q.id, (SELECT array_agg(coalesce(k, '')) FROM unnest(p_key) AS k));
+        END IF;
+    END IF;
+    IF v_ready + v_scheduled + v_blocked > 0 THEN
+        INSERT INTO @schema@.deltas (queue, ready, scheduled, blocked) VALUES (q.id, v_ready, v_scheduled, v_blocked);
+    END IF;
+    code := 0; ord := 0; depth := v_depth + v_ready + v_scheduled + v_blocked; max_depth := q.max_depth; fifo := q.fifo;
+    RETURN NEXT;
+    IF v_ready + v_scheduled + v_blocked < n THEN
+        RETURN QUERY SELECT CASE WHEN f = ANY (v_full) THEN 3 ELSE 4 END, f, NULL::bigint, NULL::bigint, NULL::boolean,
+            NULL::boolean, NULL::text, NULL::smallint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bytea,
+            NULL::bigint FROM unnest(v_full || v_bad) AS f;
+        RETURN QUERY SELECT 2, l, NULL::bigint, NULL::bigint, NULL::boolean, true,
+            (SELECT c.outcome FROM @schema@.completions c WHERE c.queue = q.name AND c.job = p_id[l] ORDER BY c.id DESC
+                LIMIT 1),
+            NULL::smallint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bytea, NULL::bigint
+            FROM unnest(v_left) AS l;
+        RETURN QUERY SELECT 1, u.ord, NULL::bigint, NULL::bigint, NULL::boolean,
+            j.type = p_type[u.ord] AND j.payload = p_payload[u.ord]
+                AND j.content_type IS NOT DISTINCT FROM p_content_type[u.ord],
+            NULL::text, d.state, d.dead_reason, d.failure_reason, d.failure_message, d.result_type, d.result,
+            d.result_bytes
+            FROM unnest(p_id) WITH ORDINALITY AS u(id, ord)
+            JOIN @schema@.jobs j ON j.queue = q.id AND j.id = u.id
+            CROSS JOIN LATERAL @schema@.describe(ARRAY[j.seq], v_now) d
+            WHERE u.ord <> ALL (v_added || v_left || v_full || v_bad);
+    END IF;
+END $$;
+
+-- Adds one job in the caller's own transaction: it is there if that commits, and only then. Answers its id, the one
+-- given or a new one; an id that is known adds nothing. `payload` is JSON; `enqueue_bytes` takes anything else.
+CREATE FUNCTION @schema@.enqueue_bytes(
+    queue text, type text, payload bytea, content_type text, id text DEFAULT NULL, delay interval DEFAULT '0',
+    ordering_key text DEFAULT NULL, headers jsonb DEFAULT NULL, max_attempts int DEFAULT NULL,
+    timeout interval DEFAULT NULL
+) RETURNS text LANGUAGE plpgsql @hot@
+AS $$
+#variable_conflict use_variable
+DECLARE
+    q @schema@.queues := @schema@.find(queue);
+    v_now bigint := @schema@.now_ms();
+    v_id text := coalesce(id, gen_random_uuid()::text);
+    v_delay bigint := ceil(extract(epoch FROM coalesce(delay, '0')) * 1000);
+    v_timeout bigint := floor(extract(epoch FROM timeout) * 1000);
+    v_depth bigint := @schema@.depth(q.id);
+    v_code int;
+BEGIN
+    IF v_id !~ '^[A-Za-z0-9._:-]{1,200}$' THEN
+        RAISE EXCEPTION 'id must be 1 to 200 letters, digits, dots, dashes, underscores and colons'
+            USING ERRCODE = 'LS400';
+    ELSIF type IS NULL OR type !~ '^[!-~]{1,128}$' OR type ~ '["\\]' THEN
+        RAISE EXCEPTION 'type must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes'
+            USING ERRCODE = 'LS400';
+    ELSIF ordering_key !~ '^[!-~]{1,128}$' OR ordering_key ~ '["\\]' THEN
+        RAISE EXCEPTION 'ordering_key must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes'
+            USING ERRCODE = 'LS400';
+    ELSIF ordering_key IS NOT NULL AND NOT q.fifo THEN
+        RAISE EXCEPTION 'ordering_key needs a queue whose ordering is Fifo' USING ERRCODE = 'LS400';
+    ELSIF payload IS NULL OR octet_length(payload) > 1048576 THEN
+        RAISE EXCEPTION 'payload must be there and take 1 MiB at most' USING ERRCODE = 'LS400';
+    ELSIF content_type !~ '^[ -~]{1,128}$' THEN
+        RAISE EXCEPTION 'content_type is no media type' USING ERRCODE = 'LS400';
+    ELSIF v_delay < 0 OR v_delay > 31622400000 THEN
+        RAISE EXCEPTION 'delay must be from 0 to 366 days' USING ERRCODE = 'LS400';
+    ELSIF max_attempts < 1 OR v_timeout < 1 THEN
+        RAISE EXCEPTION 'max_attempts and timeout must be at least 1 and 1 ms' USING ERRCODE = 'LS400';
+    ELSIF headers IS NOT NULL AND (jsonb_typeof(headers) <> 'object' OR octet_length(headers::text) > 8192 OR EXISTS (
+        SELECT FROM jsonb_each(CASE WHEN jsonb_typeof(headers) = 'object' THEN headers ELSE '{}' END) AS h
+        WHERE h.key !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' OR jsonb_typeof(h.value) <> 'string'
+            OR h.value #>> '{}' !~ '^[ -~]*$'
+    )) THEN
+        RAISE EXCEPTION 'headers must be an object of names and texts of 8 KiB at most' USING ERRCODE = 'LS400';
+    END IF;
+    -- Nobody waits here for others who fill the queue: their transactions may be long.
+    v_code := @schema@.add_one(q, v_now, q.max_depth - v_depth, v_id, type, ordering_key,
+        nullif(content_type, 'application/json'), payload, CASE WHEN v_delay = 0 THEN 0 ELSE v_delay + 1 END,
+        headers::text, max_attempts, v_timeout, NULL, NULL);
+    IF v_code = -3 THEN
+        RAISE EXCEPTION 'queue % has its maximum of % waiting jobs', queue, q.max_depth USING ERRCODE = 'LS429';
+    ELSIF v_code = -1 AND NOT EXISTS (
+        SELECT FROM @schema@.jobs j WHERE j.queue = q.id AND j.id = v_id AND j.type = enqueue_bytes.type
+            AND j.payload = enqueue_bytes.payload
+            AND coalesce(j.content_type, 'application/json') = coalesce(enqueue_bytes.content_type, 'application/json')
+    ) THEN
+        RAISE EXCEPTION 'job % is known with another type or payload', v_id USING ERRCODE = 'LS409';
+    ELSIF v_code >= 0 THEN
+        INSERT INTO @schema@.deltas (queue, ready, scheduled, blocked)
+            VALUES (q.id, (v_code = 0)::int, (v_code = 1)::int, (v_code = 3)::int);
+        -- Within a transaction equal notifications become one.
+        PERFORM pg_notify('@schema@', '-:q:' || q.name);
+    END IF;
+    RETURN v_id;
+END $$;
+
+CREATE FUNCTION @schema@.enqueue(
+    queue text, type text, payload jsonb, id text DEFAULT NULL, delay interval DEFAULT '0',
+    ordering_key text DEFAULT NULL, headers jsonb DEFAULT NULL, max_attempts int DEFAULT NULL,
+    timeout interval DEFAULT NULL
+) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT @schema@.enqueue_bytes($1, $2, convert_to($3::text, 'UTF8'), 'application/json', $4, $5, $6, $7, $8, $9)
+$$;
