@@ -46,7 +46,8 @@ async fn main() {
     let (server, url) = if let Ok(url) = std::env::var(URL) {
         (None, url)
     } else {
-        let server = Server::start(&["max_connections = 300", "shared_buffers = 512MB", "max_wal_size = 4GB"]);
+        let server =
+            Server::start(&["max_connections = 300", "shared_buffers = 512MB", "max_wal_size = 4GB"]);
         let server = server.await.unwrap();
         let url = server.url(server.address());
         (Some(server), url)
@@ -216,7 +217,8 @@ async fn single(driver: &Arc<Postgres>, queue: &QueueName, raw: f64, table: &mut
 }
 
 async fn raw_batches(url: &str, schema: &str, table: &mut Table) -> f64 {
-    let statement = format!("INSERT INTO {schema}.raw (id, payload) SELECT * FROM unnest($1::text[], $2::bytea[])");
+    let statement =
+        format!("INSERT INTO {schema}.raw (id, payload) SELECT * FROM unnest($1::text[], $2::bytea[])");
     let since = Instant::now();
     let rounds = BATCHED / BATCH / LINES;
     let tasks = (0..LINES).map(|line| {
