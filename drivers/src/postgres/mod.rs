@@ -36,6 +36,8 @@ mod inspect;
 mod pool;
 mod schema;
 mod settle;
+#[cfg(all(test, feature = "conformance"))]
+mod tests;
 mod tls;
 mod upkeep;
 mod wake;
@@ -56,7 +58,7 @@ use futures::{StreamExt, stream};
 use pool::Pool;
 use std::{
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::{
@@ -83,6 +85,8 @@ struct Shared {
     upkeep: Upkeep,
     floors: claim::Floors,
     depths: enqueue::Depths,
+    /// Completions that others could not read were taken back.
+    unparked: AtomicBool,
 }
 
 impl Shared {
@@ -124,6 +128,7 @@ impl Postgres {
             upkeep: Upkeep::default(),
             floors: claim::Floors::default(),
             depths: enqueue::Depths::default(),
+            unparked: AtomicBool::new(false),
         });
         let (of_enqueue, of_claim, of_settle, of_extend, of_orphans) =
             (shared.clone(), shared.clone(), shared.clone(), shared.clone(), shared.clone());
@@ -245,7 +250,8 @@ async fn each<I, R, A>(
         }
     }
     let mut done = run(rows).await?.into_iter();
-    let missing = || Err(Error::new(crate::ErrorKind::Fatal, "the server answered fewer items than there were"));
+    let missing =
+        || Err(Error::new(crate::ErrorKind::Fatal, "the server answered fewer items than there were"));
     let fill = |answer: Option<Error>| answer.map_or_else(|| done.next().unwrap_or_else(missing), Err);
     Ok(answers.into_iter().map(fill).collect())
 }

@@ -81,6 +81,8 @@ struct State {
     links: Vec<Option<Arc<Link>>>,
     outage: Option<Outage>,
     identity: Option<Identity>,
+    /// How often the schema was brought up to date: what was seen before is no longer true.
+    migrations: u64,
 }
 
 /// The connections of one driver.
@@ -137,14 +139,13 @@ impl Pool {
         };
         let identity =
             tokio::time::timeout(limit, work).await.map_err(|_| error::late(Effect::Change, limit))??;
-        self.lock().outage = None;
+        let mut state = self.lock();
+        (state.outage, state.migrations) = (None, state.migrations + 1);
         Ok(identity)
     }
 
     /// A new connection, and what carries it.
-    pub(super) async fn connect(
-        &self,
-    ) -> Result<(Client, Connection<Socket, super::tls::Stream<Socket>>)> {
+    pub(super) async fn connect(&self) -> Result<(Client, Connection<Socket, super::tls::Stream<Socket>>)> {
         let mut server = self.config.server.clone();
         server.ssl_mode(self.config.ssl_mode());
         let made = tokio::time::timeout(CONNECTS * 2, server.connect(self.tls.clone())).await;
@@ -221,9 +222,12 @@ impl Pool {
         {
             return Err(outage.error.clone());
         }
+        let migrations = self.lock().migrations;
         let opened = self.open().await;
         let mut state = self.lock();
         match opened {
+            // It looked for a schema that is there by now.
+            Err(_) if state.migrations != migrations => Ok(()),
             Ok((link, identity)) => {
                 state.outage = None;
                 state.identity = Some(identity);

@@ -15,7 +15,7 @@ use std::{
     hash::Hash,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -52,6 +52,8 @@ pub(super) struct Wakes {
     unsent: Mutex<BTreeSet<String>>,
     stirred: Notify,
     listening: AtomicBool,
+    /// How often listening began.
+    sessions: AtomicU64,
     listener_runs: AtomicBool,
     watcher_runs: AtomicBool,
     notifier_runs: AtomicBool,
@@ -91,6 +93,7 @@ impl Wakes {
             unsent: Mutex::default(),
             stirred: Notify::new(),
             listening: AtomicBool::new(false),
+            sessions: AtomicU64::new(0),
             listener_runs: AtomicBool::new(false),
             watcher_runs: AtomicBool::new(false),
             notifier_runs: AtomicBool::new(false),
@@ -190,8 +193,7 @@ pub(super) fn start_notifier(pool: &Arc<Pool>, wakes: &Arc<Wakes>) {
                 continue;
             }
             let params: Params<'_> = &[(&pool.config.schema, Type::TEXT), (&texts, Type::TEXT_ARRAY)];
-            let sent =
-                pool.query(Effect::Read, "SELECT pg_notify($1, t) FROM unnest($2) AS t", params).await;
+            let sent = pool.query(Effect::Read, "SELECT pg_notify($1, t) FROM unnest($2) AS t", params).await;
             if let Err(error) = sent {
                 tracing::debug!(%error, "others are not notified; they poll");
             }
@@ -240,6 +242,7 @@ async fn listen(pool: &Pool, wakes: &Wakes) -> crate::Result<()> {
     let ask = async {
         let listen = format!("LISTEN {}", pool.config.schema);
         client.batch_execute(&listen).await.map_err(|error| super::error::of_connect(&error))?;
+        wakes.sessions.fetch_add(1, Ordering::Relaxed);
         wakes.listening.store(true, Ordering::Relaxed);
         // Whoever waited until now may have missed something.
         wakes.hear_everything();
@@ -269,9 +272,13 @@ pub(super) fn start_watcher(pool: &Arc<Pool>, wakes: &Arc<Wakes>, since: i64) {
     tokio::spawn(closed.run_until_cancelled_owned(async move {
         let mut since = since;
         let mut hints = wakes.hints.subscribe();
+        let mut session = 0;
         // This task's own receiver counts.
         while wakes.hints.receiver_count() > 1 {
-            let all = !wakes.listening.load(Ordering::Relaxed);
+            // Notifications tell everything only if they came all the time since the last look.
+            let same = wakes.sessions.load(Ordering::Relaxed) == session;
+            let all = !same || !wakes.listening.load(Ordering::Relaxed);
+            session = wakes.sessions.load(Ordering::Relaxed);
             let next = match news(&pool, &wakes, since, all).await {
                 Ok((now, next)) => {
                     since = now;
@@ -297,12 +304,7 @@ pub(super) fn start_watcher(pool: &Arc<Pool>, wakes: &Arc<Wakes>, since: i64) {
 }
 
 /// Tells subscribers what is new since `since`; the present instant, and when a job is due next.
-async fn news(
-    pool: &Pool,
-    wakes: &Wakes,
-    since: i64,
-    all: bool,
-) -> crate::Result<(i64, Option<Timestamp>)> {
+async fn news(pool: &Pool, wakes: &Wakes, since: i64, all: bool) -> crate::Result<(i64, Option<Timestamp>)> {
     let from = if all { since.saturating_sub(OVERLAP) } else { since };
     let rows = pool.call(Effect::Read, "news", &[(&from, Type::INT8), (&all, Type::BOOL)]).await?;
     let (mut now, mut next) = (since, None);

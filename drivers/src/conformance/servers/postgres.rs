@@ -79,7 +79,10 @@ fn unprivileged(program: &Path, arguments: &[&str]) -> Result<(PathBuf, Vec<Stri
     let arguments = arguments.iter().map(|argument| (*argument).to_owned());
     let Some(user) = nobody()? else { return Ok((program.to_owned(), arguments.collect())) };
     let program = [program.display().to_string()];
-    Ok(("setpriv".into(), user.into_iter().chain(["--".to_owned()]).chain(program).chain(arguments).collect()))
+    Ok((
+        "setpriv".into(),
+        user.into_iter().chain(["--".to_owned()]).chain(program).chain(arguments).collect(),
+    ))
 }
 
 fn done(what: &str, out: std::io::Result<Output>) -> Result<Output> {
@@ -132,7 +135,8 @@ fn template() -> Result<&'static Path> {
         let directory = base()?.join("template");
         std::fs::create_dir_all(&directory).map_err(|error| failed("no directory", error))?;
         let password = directory.join("password");
-        std::fs::write(&password, PASSWORD).map_err(|error| failed("its password can't be written", error))?;
+        std::fs::write(&password, PASSWORD)
+            .map_err(|error| failed("its password can't be written", error))?;
         hand_over(&directory)?;
         let data = directory.join("data");
         let arguments = [
@@ -151,6 +155,26 @@ fn template() -> Result<&'static Path> {
         Ok(data)
     });
     made.as_ref().map(PathBuf::as_path).map_err(Clone::clone)
+}
+
+/// Starts a process on a thread that lasts as long as this process: a child that wishes to die with its parent dies with
+/// the thread that made it, and tests come and go.
+async fn start_process(program: PathBuf, arguments: Vec<String>, log: PathBuf) -> Result<Process> {
+    type Work = Box<dyn FnOnce() + Send>;
+    static WORK: OnceLock<std::sync::mpsc::Sender<Work>> = OnceLock::new();
+    let work = WORK.get_or_init(|| {
+        let (work, list) = std::sync::mpsc::channel::<Work>();
+        std::thread::spawn(move || list.into_iter().for_each(|work| work()));
+        work
+    });
+    let (done, started) = tokio::sync::oneshot::channel();
+    let start = move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        // Whoever went away leaves a process that is dropped here, and so killed.
+        drop(done.send(Process::start("postgres", &program, &arguments, &log)));
+    };
+    work.send(Box::new(start)).map_err(|error| failed("it can't be started", error))?;
+    started.await.map_err(|error| failed("it can't be started", error))?
 }
 
 /// A server of PostgreSQL.
@@ -217,10 +241,8 @@ impl Server {
         let postgres = programs()?.join("postgres").display().to_string();
         let arguments = ["--pdeathsig", "KILL", "--", &postgres, "-D", &data];
         let (program, arguments) = unprivileged(Path::new("setpriv"), &arguments)?;
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let process =
-            Process::start("postgres", &program, &arguments, &self.directory.join("log"))?;
-        *self.process.lock().await = Some(process);
+        let log = self.directory.join("log");
+        *self.process.lock().await = Some(start_process(program, arguments, log).await?);
         self.answers().await
     }
 

@@ -1,0 +1,139 @@
+//! Rows that can't be read, versions that aren't known, plans.
+
+use super::{Bench, connect, declaration, job, owner};
+use crate::{
+    Address, Driver, DriverExt, ErrorKind, Notify, Outcome, QueueSettings, ReadCompletions, Settle,
+    conformance::servers::postgres::Server,
+    postgres::{Postgres, PostgresConfig},
+};
+use std::time::Duration;
+
+#[tokio::test]
+async fn damaged_jobs_are_dead_and_counted_and_others_are_handed_out() {
+    let bench = Bench::start().await;
+    let mut jobs = vec![job(); 4];
+    jobs[0].headers.insert("x".into(), "y".into());
+    let ids: Vec<_> = bench.driver.enqueue(&bench.queue, jobs).await.unwrap();
+    let ids: Vec<_> = ids.into_iter().map(|answer| answer.unwrap().id().clone()).collect();
+    bench
+        .admin
+        .batch_execute("UPDATE longshore.jobs SET headers = '{broken' WHERE headers IS NOT NULL")
+        .await
+        .unwrap();
+    bench
+        .admin
+        .execute("UPDATE longshore.jobs SET id = 'has blanks' WHERE id = $1", &[&ids[1].as_str()])
+        .await
+        .unwrap();
+    bench.admin.execute("DELETE FROM longshore.jobs WHERE id = $1", &[&ids[2].as_str()]).await.unwrap();
+    let claimed = bench.claim(1, Duration::from_secs(5)).await;
+    assert_eq!(claimed.first().map(|job| &job.id), Some(&ids[3]));
+    assert_eq!(bench.driver.stats(&bench.queue).await.unwrap().parked, Some(3));
+    let record = bench.driver.inspect(&bench.queue, &ids[0]).await.unwrap().unwrap();
+    assert!(matches!(record.outcome, Some(Outcome::Dead { failure, .. }) if failure.reason == "Unreadable"));
+}
+
+#[tokio::test]
+async fn a_damaged_completion_stands_aside_until_the_next_start() {
+    let bench = Bench::start().await;
+    let address = Address::new("test").unwrap();
+    for _ in 0..2 {
+        let notify = Notify { address: address.clone(), context: "a\0b".into() };
+        bench.driver.enqueue_one(&bench.queue, job().with_notify(notify)).await.unwrap();
+        let claimed = bench.claim(1, Duration::from_secs(5)).await;
+        let succeed = Settle::Succeed { result: None };
+        bench.driver.settle_one(&bench.queue, &claimed[0].receipt, succeed).await.unwrap();
+    }
+    let break_one = "UPDATE longshore.completions SET outcome = 'broken' \
+         WHERE id = (SELECT min(id) FROM longshore.completions)";
+    bench.admin.batch_execute(break_one).await.unwrap();
+    let read = ReadCompletions { max: 10, wait: Duration::ZERO, lease: Duration::from_secs(1) };
+    let page = bench.driver.completions(&address, read.clone()).await.unwrap();
+    assert_eq!(page.completions.len(), 1);
+    assert_eq!(page.completions[0].context, "a\0b");
+    assert_eq!(bench.driver.stats(&bench.queue).await.unwrap().parked, Some(1));
+    bench.driver.acknowledge(&address, vec![page.completions[0].receipt.clone()]).await.unwrap();
+    bench.admin.batch_execute("UPDATE longshore.completions SET outcome = '\"cancelled\"'").await.unwrap();
+    assert!(bench.driver.completions(&address, read.clone()).await.unwrap().caught_up);
+    // A new operator looks at them again.
+    let later = Postgres::new(PostgresConfig::new(&bench.url()).unwrap()).unwrap();
+    later.probe().await.unwrap();
+    assert_eq!(later.completions(&address, read).await.unwrap().completions.len(), 1);
+}
+
+#[tokio::test]
+async fn two_declarers_make_one_schema() {
+    let server = Server::start(&[]).await.unwrap();
+    let url = server.url(server.address());
+    let queue = "test.shop.mails".parse().unwrap();
+    let declare = |_| {
+        let driver = Postgres::new(PostgresConfig::new(&url).unwrap()).unwrap();
+        let queue = &queue;
+        async move { driver.declare(queue, declaration(QueueSettings::default())).await }
+    };
+    let made = futures::future::try_join_all((0..6).map(declare)).await.unwrap();
+    assert_eq!(made.iter().filter(|declared| declared.created).count(), 1);
+    assert!(made.iter().all(|declared| declared.backend_id == made[0].backend_id));
+}
+
+#[tokio::test]
+async fn an_empty_database_says_what_to_do() {
+    let server = Server::start(&[]).await.unwrap();
+    let driver = Postgres::new(PostgresConfig::new(&server.url(server.address())).unwrap()).unwrap();
+    let queue = "test.shop.mails".parse().unwrap();
+    let error = driver.stats(&queue).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert!(error.message.contains("operator"), "{error}");
+    driver.delete_queue(&queue, &owner()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_unless_it_says_otherwise() {
+    let bench = Bench::start().await;
+    let newer = |compatible: i32| format!("UPDATE longshore.meta SET version = 9, compatible = {compatible}");
+    bench.admin.batch_execute(&newer(9)).await.unwrap();
+    for operator in [false, true] {
+        let driver = Postgres::new(PostgresConfig::new(&bench.url()).unwrap()).unwrap();
+        let error = if operator {
+            driver.probe().await.unwrap_err()
+        } else {
+            driver.stats(&bench.queue).await.unwrap_err()
+        };
+        assert_eq!(error.kind, ErrorKind::Fatal);
+        assert!(error.message.contains("newer Longshore"), "{error}");
+    }
+    bench.admin.batch_execute(&newer(1)).await.unwrap();
+    let driver = Postgres::new(PostgresConfig::new(&bench.url()).unwrap()).unwrap();
+    driver.probe().await.unwrap();
+    driver.stats(&bench.queue).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_transaction_elsewhere_does_not_stop_claims() {
+    let bench = Bench::start().await;
+    let old = connect(&bench.url()).await;
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM longshore.jobs")
+        .await
+        .unwrap();
+    let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
+    for round in 0..20 {
+        bench.driver.enqueue(&bench.queue, vec![job(); 1000]).await.unwrap();
+        let since = std::time::Instant::now();
+        let claimed = bench.claim(1000, Duration::ZERO).await;
+        assert_eq!(claimed.len(), 1000);
+        let ends = claimed
+            .into_iter()
+            .map(|job| crate::Settlement { receipt: job.receipt, settle: Settle::Succeed { result: None } });
+        let settled = bench.driver.settle(&bench.queue, ends.collect()).await.unwrap();
+        assert!(settled.iter().all(Result::is_ok));
+        let took = since.elapsed();
+        if round < 3 {
+            first += took
+        } else if round >= 17 {
+            last += took
+        }
+    }
+    // 20,000 dead rows would show, if every claim had to walk over them.
+    assert!(last < first * 10, "claims got slower: {first:?}, then {last:?}");
+    old.batch_execute("ROLLBACK").await.unwrap();
+}
