@@ -21,7 +21,7 @@ pub(super) fn broken() -> Error {
 impl Items {
     pub(super) fn new(value: Value) -> Result<Self> {
         match value {
-            Value::Array(items) => Ok(Self(items.into_iter())),
+            Value::Array(items) | Value::Set(items) => Ok(Self(items.into_iter())),
             // An empty table of Lua.
             Value::Nil => Ok(Self(Vec::new().into_iter())),
             _ => Err(broken()),

@@ -7,6 +7,7 @@ use super::{
 use crate::{Durability, Error, ErrorKind, Result};
 use redis::{Value, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// The version of the layout of our keys. It stands in `<prefix>:meta`.
 const LAYOUT: u32 = 1;
@@ -126,9 +127,9 @@ async fn durability(connection: &mut MultiplexedConnection, appends: bool) -> Du
         return Durability::None;
     }
     let asked = connection.send_packed_command(redis::cmd("CONFIG").arg("GET").arg("appendfsync")).await;
-    let answer: Vec<String> =
+    let answer: HashMap<String, String> =
         asked.ok().and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default();
-    match answer.get(1).map(String::as_str) {
+    match answer.get("appendfsync").map(String::as_str) {
         Some("always") => Durability::Machine,
         _ => Durability::Process,
     }

@@ -22,8 +22,9 @@ const URL: &str = "LONGSHORE_TEST_REDIS_URL";
 const PROGRAM: &str = "LONGSHORE_REDIS_SERVER";
 /// How long a server may take to start.
 const STARTS: Duration = Duration::from_secs(20);
-/// What the suite's servers keep: what was acknowledged survives them.
-const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "everysec"];
+/// What was acknowledged survives these. With `everysec` a server acknowledges up to two seconds of writes that it holds in
+/// its own memory while it waits for the disk.
+const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 
 /// The backend `redis`.
 #[derive(Debug)]
@@ -224,6 +225,14 @@ impl Broker for RedisBroker {
     async fn stop(&self) {
         self.end(Process::kill).await;
     }
+}
+
+/// The folder of the server's program, which has `redis-cli` too.
+///
+/// # Errors
+/// `Unavailable` when there is none.
+pub fn programs() -> Result<PathBuf> {
+    Ok(program()?.parent().map(Path::to_owned).unwrap_or_default())
 }
 
 /// Where the server's program is: named, in the cache that `e2e/lib/servers/redis` fills, or on the path.

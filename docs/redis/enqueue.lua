@@ -1,0 +1,481 @@
+-- What every script begins with: one queue, its keys, its clock, and the ways in which a job moves.
+--
+-- KEYS[1] is "<prefix>:{<queue>}:q" and ARGV[1] the prefix. All other keys begin like the first one, so that they share its
+-- hash slot. Writes are gathered and made at the end, one command for all jobs.
+local call = redis.call
+local base, prefix = KEYS[1]:sub(1, -2), ARGV[1]
+local queue = base:sub(#prefix + 3, -3)
+-- Added to the end of a job whose completion was not acknowledged or that was not unpinned.
+local PINNED = 4503599627370496
+local PIN = 2592000000
+local settings = call('HMGET', KEYS[1], 'clock', 'shift', 'seq', 'fifo', 'paused', 'depth', 'deliveries', 'done', 'dead',
+  'service', 'installation', 'uid', 'deleting')
+local declared = settings[11] and settings[13] ~= '1'
+local fifo, paused = settings[4] == '1', settings[5] == '1'
+local retain = { S = tonumber(settings[8]) or 0, D = tonumber(settings[9]) or 0 }
+retain.C = retain.S
+local seq = tonumber(settings[3]) or 0
+
+-- Milliseconds. Small steps back of the server's clock stop ours, large ones move it: it neither goes back nor stops.
+local now, wall, shift
+do
+  local time = call('TIME')
+  wall = time[1] * 1000 + math.floor(time[2] / 1000)
+  shift = tonumber(settings[2]) or 0
+  local last = tonumber(settings[1]) or 0
+  now = wall + shift
+  if now < last then
+    if last - now > 2000 then shift = last - wall end
+    now = last
+  end
+end
+
+-- Rounded up: instants are cut to milliseconds, and nothing may be early.
+local function after(delay)
+  delay = tonumber(delay)
+  return delay > 0 and now + delay + 1 or now
+end
+
+local function number()
+  seq = seq + 1
+  return seq
+end
+
+-- Calls a command with a key and a list of any length.
+local function many(command, key, list, width)
+  local size = 2 * (width or 1) * 250
+  for from = 1, #list, size do
+    call(command, key, unpack(list, from, math.min(from + size - 1, #list)))
+  end
+end
+
+local function fields(key, ids)
+  local found = {}
+  for from = 1, #ids, 500 do
+    local part = call('HMGET', base .. key, unpack(ids, from, math.min(from + 499, #ids)))
+    for at = 1, #part do found[from + at - 1] = part[at] end
+  end
+  return found
+end
+
+-- What is gathered.
+local touched, readied, soonest, addresses, parked = {}, 0, nil, {}, {}
+
+-- A job is { id, m = its name in sorted sets, s = what is stored, from = the sorted sets it may be in, to, score }. Stored:
+-- 1 state  2 number  3 time  4 enqueued at  5 due at  6 attempts  7 lost  8 deliveries  9 notifies  10 payload bytes  11 key
+-- 12 unpinned  13 cancel requested  14 token  15 claimed at  16 worker  17 finished at  18 failure  19 its message
+-- 20 why dead  21 result bytes
+local ABSENT = { [12] = 0, [13] = 0, [14] = '', [15] = 0, [16] = '', [17] = 0, [18] = false, [19] = '', [20] = '', [21] = -1 }
+local NUMBERS = { 2, 3, 4, 5, 6, 7, 8, 9, 10 }
+local jobs = {}
+
+local function name_of(s, id) return string.format('%014x', s[2]) .. id end
+
+local function decode(id, raw)
+  if not raw then return false end
+  local fine, s = pcall(cmsgpack.unpack, raw)
+  if not fine or type(s) ~= 'table' or type(s[1]) ~= 'string' or type(s[11]) ~= 'string' then return nil end
+  for _, at in ipairs(NUMBERS) do
+    if type(s[at]) ~= 'number' then return nil end
+  end
+  for at = 12, 21 do
+    if s[at] == nil then s[at] = ABSENT[at] end
+  end
+  local from = s[1] == 'W' and { 'R', s[6] == 0 and 'W' or 'Y' } or { s[1] }
+  return { id = id, s = s, m = name_of(s, id), from = from }
+end
+
+-- The job: false when there is none, nil when what is stored makes no sense.
+local function get(id)
+  if jobs[id] == nil then jobs[id] = decode(id, call('HGET', base .. 's', id)) end
+  return jobs[id]
+end
+
+local function load(ids)
+  local wanted = {}
+  for _, id in ipairs(ids) do
+    if jobs[id] == nil then wanted[#wanted + 1] = id end
+  end
+  local raw = fields('s', wanted)
+  for at, id in ipairs(wanted) do jobs[id] = decode(id, raw[at]) end
+end
+
+local function touch(job)
+  if not job.touched then
+    job.touched = true
+    touched[#touched + 1] = job
+  end
+end
+
+local function put(job, to, score)
+  job.to, job.score, job.s[3], job.moved = to, score, score, true
+  touch(job)
+end
+
+-- Something that can't be read stands aside, so that nothing else has to wait for it.
+local function park(set, member)
+  call('ZREM', base .. set, member)
+  call('SADD', base .. 'P', member)
+end
+
+local function over(s) return s[1] == 'S' or s[1] == 'D' or s[1] == 'C' end
+
+-- Whether nobody should see the job any more, although it was not swept yet.
+local function forgotten(s) return over(s) and s[3] < PINNED and s[3] + retain[s[1]] <= now end
+
+local function wait(job, due)
+  local s = job.s
+  s[5], s[14] = due, ''
+  if fifo and call('HGET', base .. 'F', s[11]) ~= job.m then
+    s[1] = 'B'
+    put(job, 'B', due)
+  elseif due <= now then
+    s[1] = 'W'
+    put(job, 'R', due)
+    readied = readied + 1
+  else
+    s[1] = 'W'
+    put(job, s[6] == 0 and 'W' or 'Y', due)
+    soonest = math.min(soonest or due, due)
+  end
+end
+
+-- Of jobs with one ordering key the next one's turn has come. It could not be handed out before: those of other keys that
+-- were ready earlier come first.
+local function leave_line(job)
+  if not fifo then return end
+  local key = job.s[11]
+  if call('HGET', base .. 'F', key) ~= job.m then
+    call('ZREM', base .. 'L', key .. ' ' .. job.m)
+    return
+  end
+  for _ = 1, 100 do
+    local entry = call('ZRANGEBYLEX', base .. 'L', '[' .. key .. ' ', '(' .. key .. '!', 'LIMIT', 0, 1)[1]
+    if not entry then
+      call('HDEL', base .. 'F', key)
+      return
+    end
+    local member = entry:sub(#key + 2)
+    call('ZREM', base .. 'L', entry)
+    call('HSET', base .. 'F', key, member)
+    local next = get(member:sub(15))
+    if next and next.m == member and next.s[1] == 'B' then
+      wait(next, math.max(next.s[3], now))
+      return
+    end
+    park('B', member)
+  end
+end
+
+local function enter_line(m, key)
+  if call('HSETNX', base .. 'F', key, m) == 0 and call('HGET', base .. 'F', key) ~= m then
+    call('ZADD', base .. 'L', 0, key .. ' ' .. m)
+    return false
+  end
+  return true
+end
+
+-- The end of a job as answers carry it: state, why dead, failure, its message, result bytes, a small result.
+local function outcome_of(s, id)
+  local small = s[1] == 'S' and s[21] >= 0 and s[21] <= 1024 and call('HGET', base .. 'r', id)
+  return { s[1], s[20], s[18] or '', s[19], s[21], small or '' }
+end
+
+local function announce(job, outcome)
+  if job.s[9] ~= 1 then return end
+  local note = call('HGET', base .. 'n', job.id)
+  local at = note and note:find(' ', 1, true)
+  if not at then
+    -- Nobody can be told, so nobody will acknowledge.
+    if over(job.s) then put(job, job.s[1], now) end
+    return
+  end
+  local address, own = note:sub(1, at - 1), number()
+  local m = string.format('%014x%011x', own, now) .. job.id
+  local c = { own, address, job.s[2], now, note:sub(at + 1), 0 }
+  for at = 1, 6 do c[6 + at] = outcome[at] end
+  call('HSET', base .. 'c', job.id, cmsgpack.pack(c))
+  call('ZADD', base .. 'a:' .. address, 0, m)
+  addresses[address] = true
+end
+
+-- `result` is given while it is not stored yet.
+local function finish(job, state, result)
+  local s = job.s
+  s[1], s[13], s[14], s[17] = state, 0, '', now
+  put(job, state, now + (s[9] == 1 and PINNED or 0))
+  local outcome = { state, s[20], s[18] or '', s[19], s[21], '' }
+  if state == 'S' and s[21] >= 0 and s[21] <= 1024 then outcome[6] = result end
+  announce(job, outcome)
+  leave_line(job)
+end
+
+-- A job that would wait again ends instead if somebody asked for that.
+local function again(job, due)
+  if job.s[13] == 1 then finish(job, 'C') else wait(job, due) end
+end
+
+local function remove(job)
+  job.to, job.gone, job.moved = nil, true, true
+  touch(job)
+end
+
+local function discard(job)
+  if not over(job.s) then
+    announce(job, { 'P', '', '', '', -1, '' })
+    leave_line(job)
+  end
+  remove(job)
+end
+
+-- A delivery ended without a settle.
+local function lose(job)
+  local s = job.s
+  s[7] = s[7] + 1
+  if s[7] >= math.max(tonumber(settings[7]) or 1, 1) and s[13] == 0 then
+    s[18], s[20] = 'DeliveriesLost', 'Quarantined'
+    s[19] = string.format('%d deliveries ended without a settle, the last one at worker "%s"', s[7], s[16])
+    finish(job, 'D')
+  else
+    again(job, now)
+  end
+end
+
+local function age(job) put(job, job.s[1], now) end
+
+-- The job that a receipt holds. A lease that ended is over even if nobody else has the job yet.
+local function held(id, token)
+  local job = get(id)
+  if job and job.s[1] == 'A' and job.s[14] == token and token ~= '' and job.s[3] > now then return job end
+end
+
+-- Makes the gathered moves.
+local function flush()
+  local leave, enter, store, gone = {}, {}, {}, {}
+  for _, job in ipairs(touched) do
+    for _, set in ipairs(job.moved and job.from or {}) do
+      if set ~= job.to then
+        leave[set] = leave[set] or {}
+        table.insert(leave[set], job.m)
+      end
+    end
+    if job.moved and job.to then
+      enter[job.to] = enter[job.to] or {}
+      table.insert(enter[job.to], job.score)
+      table.insert(enter[job.to], job.m)
+      job.from = { job.to }
+    end
+    if job.gone then
+      gone[#gone + 1] = job.id
+      if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
+      jobs[job.id] = false
+    else
+      store[#store + 1] = job.id
+      store[#store + 1] = cmsgpack.pack(job.s)
+    end
+    job.touched, job.moved = false, false
+  end
+  touched = {}
+  for set, list in pairs(leave) do many('ZREM', base .. set, list) end
+  for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end
+  many('HSET', base .. 's', store, 2)
+  if #gone > 0 then
+    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, gone) end
+  end
+end
+
+-- The memory of the server may be full: what makes room, or only moves jobs, has to go on. Redis refuses the first write of
+-- a script then if it could take memory, so the first write is one that can't.
+local function first() call('HDEL', KEYS[1], '') end
+
+-- What is due becomes ready.
+local function promote(limit)
+  for _, set in ipairs({ 'W', 'Y' }) do
+    local due = call('ZRANGEBYSCORE', base .. set, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+    if #due > 0 then
+      for at = 1, #due, 2 do due[at], due[at + 1] = due[at + 1], due[at] end
+      many('ZADD', base .. 'R', due, 2)
+      call('ZREMRANGEBYRANK', base .. set, 0, #due / 2 - 1)
+      readied = readied + #due / 2
+    end
+  end
+end
+
+-- Leases that ended are lost deliveries.
+local function expire(limit)
+  local ended = call('ZRANGEBYSCORE', base .. 'A', '-inf', now, 'LIMIT', 0, limit)
+  if #ended == 0 then return end
+  local ids = {}
+  for at, m in ipairs(ended) do ids[at] = m:sub(15) end
+  load(ids)
+  for at, m in ipairs(ended) do
+    local job = jobs[ids[at]]
+    if job and job.m == m and job.s[1] == 'A' then lose(job) else park('A', m) end
+  end
+  flush()
+end
+
+-- What nobody needs any more is forgotten.
+local function sweep(limit)
+  for _, set in ipairs({ 'S', 'D', 'C' }) do
+    local old = call('ZRANGEBYSCORE', base .. set, '-inf', now - retain[set], 'LIMIT', 0, limit)
+    if #old > 0 then
+      call('ZREMRANGEBYRANK', base .. set, 0, #old - 1)
+      if set == 'D' then many('SREM', base .. 'P', old) end
+      for at, m in ipairs(old) do
+        old[at] = m:sub(15)
+        jobs[old[at]] = false
+      end
+      for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, old) end
+    end
+  end
+end
+
+-- An installation that is gone must not fill the memory.
+local function unpin_old(limit)
+  for _, set in ipairs({ 'S', 'D', 'C' }) do
+    local old = call('ZRANGEBYSCORE', base .. set, PINNED, PINNED + now - PIN, 'LIMIT', 0, limit)
+    for _, m in ipairs(old) do
+      local job = get(m:sub(15))
+      if job and job.m == m then age(job) else park(set, m) end
+    end
+  end
+  flush()
+end
+
+-- Wakes up to `count` claims that wait, those first that have waited longest. Whoever is gone is passed over.
+local function wake(count)
+  count = math.min(count, 1000)
+  while count > 0 do
+    local waiter = call('ZPOPMIN', base .. 'w')[1]
+    if not waiter then return end
+    local driver, own = waiter:match('^(.*)/(.*)$')
+    if driver and call('PUBLISH', prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
+  end
+end
+
+-- When something becomes ready by itself next, in milliseconds from now; -1 when nothing does.
+local function quiet(sets)
+  local next
+  for _, set in ipairs(sets) do
+    local at = tonumber(call('ZRANGE', base .. set, 0, 0, 'WITHSCORES')[2])
+    if at and (not next or at < next) then next = at end
+  end
+  return next and math.max(next - now, 1) or -1
+end
+
+-- Ends a script that changed something.
+local function close()
+  flush()
+  if settings[11] then
+    call('HSET', KEYS[1], 'clock', now, 'shift', shift, 'seq', seq)
+  end
+  if readied > 0 then
+    if not paused then wake(readied) end
+    call('PUBLISH', prefix .. ':wake', 'q ' .. queue)
+  end
+  if soonest then call('PUBLISH', prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
+  for address in pairs(addresses) do call('PUBLISH', prefix .. ':wake', 'c ' .. address) end
+end
+if not declared then return { 'NOTFOUND' } end
+-- Adds jobs. ARGV[2] is "1" when the addresses of all jobs that notify are in their index. Then nine for each job: id, type,
+-- media type, payload, delay in milliseconds, JSON of headers and overrides (or nothing), address, context, ordering key.
+local JOB = 9
+local count = (#ARGV - 2) / JOB
+local ids, told = {}, {}
+for at = 1, count do
+  local from = 2 + (at - 1) * JOB
+  ids[at] = ARGV[from + 1]
+  local address = ARGV[from + 7]
+  if address ~= '' then told[address] = told[address] or {} end
+end
+-- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
+for address in pairs(told) do
+  if call('SISMEMBER', base .. 'x', address) == 0 then
+    if ARGV[2] ~= '1' then return { 'INDEX' } end
+    call('SADD', base .. 'x', address)
+  end
+end
+load(ids)
+local depth = 0
+for _, set in ipairs({ 'R', 'W', 'Y', 'B' }) do depth = depth + call('ZCARD', base .. set) end
+local max, fresh = tonumber(settings[6]), {}
+local bodies, metas, states, notes, enter, codes, details = {}, {}, {}, {}, { R = {}, W = {}, B = {} }, {}, {}
+
+local function same(id, from)
+  local kind, media, payload = ARGV[from + 2], ARGV[from + 3], ARGV[from + 4]
+  if fresh[id] then
+    local other = fresh[id]
+    return ARGV[other + 2] == kind and ARGV[other + 3] == media and ARGV[other + 4] == payload
+  end
+  local meta, start = call('HGET', base .. 'm', id), kind .. '\n' .. media .. '\n'
+  return meta and meta:sub(1, #start) == start and call('HGET', base .. 'b', id) == payload
+end
+
+local function seen(s)
+  if s[1] ~= 'W' then return s[1] end
+  return s[3] <= now and 'R' or s[6] == 0 and 'W' or 'Y'
+end
+
+-- How a job ended that left by a purge or with its queue, until its completion is acknowledged.
+local function left(id, address)
+  local raw = address ~= '' and call('HGET', base .. 'c', id)
+  local fine, c = pcall(cmsgpack.unpack, raw or '')
+  if raw and fine and type(c) == 'table' and c[12] then return { c[7], c[7], c[8], c[9], c[10], c[11], c[12] } end
+end
+
+local function add(id, from)
+  local payload, address, key = ARGV[from + 4], ARGV[from + 7], ARGV[from + 9]
+  local s = { 'W', number(), after(ARGV[from + 5]), now, 0, 0, 0, 0, address ~= '' and 1 or 0, #payload, key }
+  s[5] = s[3]
+  local m, set = name_of(s, id), s[3] <= now and 'R' or 'W'
+  if fifo and not enter_line(m, key) then s[1], set = 'B', 'B' end
+  if set == 'R' then readied = readied + 1 end
+  if set == 'W' then soonest = math.min(soonest or s[3], s[3]) end
+  table.insert(enter[set], s[3])
+  table.insert(enter[set], m)
+  local at = #bodies
+  bodies[at + 1], bodies[at + 2] = id, payload
+  metas[at + 1], metas[at + 2] = id, ARGV[from + 2] .. '\n' .. ARGV[from + 3] .. '\n' .. ARGV[from + 6]
+  states[at + 1], states[at + 2] = id, cmsgpack.pack(s)
+  if address ~= '' then
+    notes[#notes + 1] = id
+    notes[#notes + 1] = address .. ' ' .. ARGV[from + 8]
+  end
+  fresh[id], depth, jobs[id] = from, depth + 1, decode(id, states[at + 2])
+  return 'C'
+end
+
+local function decide(at)
+  local id, from = ids[at], 2 + (at - 1) * JOB
+  local job = jobs[id]
+  if job == nil then return 'U' end
+  if ARGV[from + 9] ~= '' and not fifo then return 'O' end
+  if job and forgotten(job.s) then
+    call('ZREM', base .. job.s[1], job.m)
+    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
+    job = false
+  end
+  if job then
+    if not same(id, from) then return 'X' end
+    local ended = over(job.s) and outcome_of(job.s, id) or {}
+    details[#details + 1] = { seen(job.s), unpack(ended) }
+    return 'D'
+  end
+  local before = left(id, ARGV[from + 7])
+  if before then
+    details[#details + 1] = before
+    return 'D'
+  end
+  if ARGV[from + 7] == '' and depth >= max then return 'F' end
+  return add(id, from)
+end
+
+for at = 1, count do codes[at] = decide(at) end
+many('HSET', base .. 'b', bodies, 2)
+many('HSET', base .. 'm', metas, 2)
+many('HSET', base .. 's', states, 2)
+many('HSET', base .. 'n', notes, 2)
+for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end
+if #bodies > 0 then close() end
+return { 'OK', table.concat(codes), details, settings[6] }
