@@ -96,7 +96,7 @@ pub(super) async fn delete_part(shared: &Shared, queue: &QueueName, owner: &Owne
     if row.try_get::<_, &str>(0).map_err(read)? == "owned" {
         return Err(Error::owned_by_another(queue));
     }
-    shared.tell(row.try_get(2).map_err(read)?);
+    shared.tell(row.try_get::<_, Option<Vec<String>>>(2).map_err(read)?.as_deref());
     row.try_get(1).map_err(read)
 }
 
@@ -182,7 +182,7 @@ pub(super) async fn purge(shared: &Shared, queue: &QueueName, state: JobState, l
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let Some(row) = rows.first() else { return Ok(0) };
     let purged: i64 = row.try_get(0).map_err(read)?;
-    shared.tell(row.try_get(1).map_err(read)?);
+    shared.tell(row.try_get::<_, Option<Vec<String>>>(1).map_err(read)?.as_deref());
     if purged > 0 {
         // In a line somebody's turn may have come.
         shared.wakes.tell_queue(queue);

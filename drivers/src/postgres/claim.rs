@@ -117,11 +117,8 @@ pub(super) async fn run(shared: &Shared, wanted: &Wanted, max: usize) -> Result<
             break;
         }
     }
-    if !found.is_empty() {
-        shared.upkeep.note(&wanted.queue, Some(wanted.lease + Duration::from_millis(1)));
-    } else {
-        shared.upkeep.note(&wanted.queue, None);
-    }
+    let due = (!found.is_empty()).then_some(wanted.lease + Duration::from_millis(1));
+    shared.upkeep.note(&wanted.queue, due);
     while found.len() < max {
         found.push(Found::Nothing(quiet));
     }
@@ -160,7 +157,7 @@ async fn send(shared: &Shared, wanted: &Wanted, max: usize, floor: i64) -> Resul
     if last.try_get::<_, Option<bool>>(20).map_err(read)? == Some(true) {
         shared.wakes.tell_queue(&wanted.queue);
     }
-    shared.tell(last.try_get(21).map_err(read)?);
+    shared.tell(last.try_get::<_, Option<Vec<String>>>(21).map_err(read)?.as_deref());
     let lease_until = Timestamp::from_millis(now).after(wanted.lease);
     let jobs = rows.iter().map(|row| decode(row, lease_until)).collect();
     let quiet = next.map(|next| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));

@@ -60,18 +60,15 @@ pub(super) fn of_statement(error: &tokio_postgres::Error, effect: Effect) -> Err
 
 /// A connection that could not be made: nothing was sent.
 pub(super) fn of_connect(error: &tokio_postgres::Error) -> Error {
-    match error.as_db_error() {
-        Some(answer) => of_server(answer, Effect::Read),
-        None => {
-            let cause =
-                std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            Error::unavailable(format!("PostgreSQL can't be reached: {error}{cause}"))
-        }
+    if let Some(answer) = error.as_db_error() {
+        return of_server(answer, Effect::Read);
     }
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    Error::unavailable(format!("PostgreSQL can't be reached: {error}{cause}"))
 }
 
 fn is_io(error: &tokio_postgres::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.is::<std::io::Error>())
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
 }
 
 /// The server undid the transaction and says why. What it says may quote a row, so that it is repeated only where it

@@ -200,7 +200,7 @@ pub(super) async fn stats(shared: &Shared, queue: &QueueName) -> Result<QueueSta
     if row.try_get(10).map_err(read)? {
         shared.wakes.tell_queue(queue);
     }
-    shared.tell(row.try_get(11).map_err(read)?);
+    shared.tell(row.try_get::<_, Option<Vec<String>>>(11).map_err(read)?.as_deref());
     Ok(QueueStats {
         ready: count(0)?,
         scheduled: count(1)?,

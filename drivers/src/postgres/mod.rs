@@ -36,7 +36,8 @@ mod inspect;
 mod pool;
 mod schema;
 mod settle;
-#[cfg(all(test, feature = "conformance"))]
+#[cfg(test)]
+#[cfg(feature = "conformance")]
 mod tests;
 mod tls;
 mod upkeep;
@@ -91,8 +92,8 @@ struct Shared {
 
 impl Shared {
     /// These addresses have completions.
-    fn tell(&self, addresses: Option<Vec<String>>) {
-        self.wakes.tell_addresses(addresses.iter().flatten().map(String::as_str));
+    fn tell(&self, addresses: Option<&[String]>) {
+        self.wakes.tell_addresses(addresses.into_iter().flatten().map(String::as_str));
     }
 }
 

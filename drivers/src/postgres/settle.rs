@@ -12,7 +12,7 @@ use crate::{
     Settlement, StoredResult, Timestamp, job::JSON,
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 use tokio_postgres::types::{ToSql, Type};
@@ -186,8 +186,8 @@ pub(super) async fn extend(
     lease: Duration,
     claims: &[(i64, i64)],
 ) -> Result<Vec<Result<Extension>>> {
-    let sorted: BTreeMap<(i64, i64), ()> = claims.iter().map(|claim| (*claim, ())).collect();
-    let (seqs, tokens): (Vec<i64>, Vec<i64>) = sorted.into_keys().unzip();
+    let sorted: BTreeSet<(i64, i64)> = claims.iter().copied().collect();
+    let (seqs, tokens): (Vec<i64>, Vec<i64>) = sorted.into_iter().unzip();
     let millis = millis(lease);
     let params: [(&(dyn ToSql + Sync), Type); 4] = [
         (&queue.as_str(), Type::TEXT),

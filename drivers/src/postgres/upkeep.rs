@@ -141,7 +141,7 @@ async fn tick(shared: &Shared, queue: &QueueName) -> Result<Duration> {
     if row.try_get(3).map_err(failed)? {
         shared.wakes.tell_queue(queue);
     }
-    shared.tell(row.try_get(4).map_err(failed)?);
+    shared.tell(row.try_get::<_, Option<Vec<String>>>(4).map_err(failed)?.as_deref());
     if again {
         return Ok(Duration::from_millis(5));
     }

@@ -11,7 +11,7 @@ use crate::{
     postgres::{Postgres, PostgresConfig},
 };
 use async_trait::async_trait;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt,
@@ -157,6 +157,26 @@ fn template() -> Result<&'static Path> {
     made.as_ref().map(PathBuf::as_path).map_err(Clone::clone)
 }
 
+/// The processes that `parent` started.
+fn children(parent: u32) -> Vec<Pid> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_parent = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let status = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name, in brackets, may hold anything; state and parent follow it.
+        let found: u32 = status.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        (found == parent).then(|| Pid::from_raw(pid)).flatten()
+    };
+    processes.filter_map(of_parent).collect()
+}
+
+fn signal(processes: &[Pid], signal: Signal) {
+    for process in processes {
+        // One that has ended is as good.
+        let _ = kill_process(*process, signal);
+    }
+}
+
 /// Starts a process on a thread that lasts as long as this process: a child that wishes to die with its parent dies with
 /// the thread that made it, and tests come and go.
 async fn start_process(program: PathBuf, arguments: Vec<String>, log: PathBuf) -> Result<Process> {
@@ -252,10 +272,7 @@ impl Server {
         let url = self.url(self.address());
         loop {
             let asked = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
-            let error = match asked {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            let Err(error) = asked else { return Ok(()) };
             let ended = self.process.lock().await.as_mut().is_none_or(Process::has_ended);
             if ended || Instant::now() >= deadline {
                 let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
@@ -275,38 +292,50 @@ impl Server {
         self.launch().await
     }
 
-    /// Kills it without a chance to do anything, and starts it again with the same data.
+    /// Kills all of its processes without a chance to do anything, and starts it again with the same data.
     ///
     /// # Errors
     /// `Unavailable` when it doesn't come back.
     pub async fn kill(&self) -> Result<()> {
         if let Some(mut process) = self.process.lock().await.take() {
+            // One that stands still makes no more children.
+            process.freeze()?;
+            let children = children(process.pid());
+            signal(&children, Signal::KILL);
             process.kill();
+            let deadline = Instant::now() + STARTS;
+            // A new one must not meet an old one at its data.
+            while children.iter().any(|child| test_kill_process(*child).is_ok()) && Instant::now() < deadline
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
-        // A process that was killed leaves its file behind, and perhaps another one has its number by now.
-        let _ = std::fs::remove_file(self.data().join("postmaster.pid"));
         self.launch().await
     }
 
-    /// Stops it where it stands.
+    /// Stops all of its processes where they stand.
     ///
     /// # Errors
     /// `Unavailable` when it doesn't run.
     pub async fn freeze(&self) -> Result<()> {
-        self.signal(Process::freeze).await
+        self.halt(Process::freeze, Signal::STOP).await
     }
 
-    /// Lets it go on.
+    /// Lets them go on.
     ///
     /// # Errors
     /// `Unavailable` when it doesn't run.
     pub async fn thaw(&self) -> Result<()> {
-        self.signal(Process::thaw).await
+        self.halt(Process::thaw, Signal::CONT).await
     }
 
-    async fn signal(&self, signal: impl Fn(&Process) -> Result<()>) -> Result<()> {
+    /// Each connection has a process, and each of those a group of its own.
+    async fn halt(&self, first: impl Fn(&Process) -> Result<()>, others: Signal) -> Result<()> {
         let process = self.process.lock().await;
-        process.as_ref().map_or_else(|| Err(Error::unavailable("postgres does not run")), signal)
+        let process = process.as_ref().ok_or_else(|| Error::unavailable("postgres does not run"))?;
+        first(process)?;
+        signal(&children(process.pid()), others);
+        Ok(())
     }
 
     /// Ends it with a fast shutdown.

@@ -83,7 +83,8 @@ async fn a_killed_server_loses_nothing_that_it_acknowledged() {
         let record = bench.driver.inspect(&bench.queue, &id).await.unwrap();
         assert!(record.is_some(), "acknowledged job {id} is lost");
     }
-    for id in settled.lock().unwrap().iter() {
+    let settled = settled.into_inner().unwrap();
+    for id in &settled {
         let record = bench.driver.inspect(&bench.queue, id).await.unwrap().unwrap();
         assert!(record.state.is_terminal(), "settled job {id} is {:?}", record.state);
     }
