@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr, time::Duration};
 use tokio_postgres::config::SslMode;
 
 /// How long a connection may take to be made.
-pub(super) const CONNECTS: Duration = Duration::from_secs(5);
+const CONNECTS: Duration = Duration::from_secs(5);
+const ANSWERS: Duration = Duration::from_secs(10);
 /// Where tables and functions are unless somebody says otherwise.
 const SCHEMA: &str = "longshore";
 /// Bytes of a schema's name: it is also the name of the notifications' channel.
@@ -25,6 +26,10 @@ pub struct PostgresConfig {
     pub listen: bool,
     /// How many connections carry calls, at most.
     pub connections: usize,
+    /// How long the server may take to take a connection: 5 s by default.
+    pub connects: Duration,
+    /// How long it may take to answer a statement: 10 s by default. It is told to give up a little earlier.
+    pub answers: Duration,
 }
 
 impl PostgresConfig {
@@ -52,7 +57,6 @@ impl PostgresConfig {
             return Err(Error::invalid("the URL of PostgreSQL names no user"));
         }
         server
-            .connect_timeout(CONNECTS)
             .tcp_user_timeout(Duration::from_secs(15))
             .keepalives_idle(Duration::from_secs(30))
             .keepalives_interval(Duration::from_secs(10))
@@ -60,7 +64,15 @@ impl PostgresConfig {
         if server.get_application_name().is_none() {
             server.application_name("longshore");
         }
-        Ok(Self { server, ca: None, schema: SCHEMA.to_owned(), listen: true, connections: 4 })
+        Ok(Self {
+            server,
+            ca: None,
+            schema: SCHEMA.to_owned(),
+            listen: true,
+            connections: 4,
+            connects: CONNECTS,
+            answers: ANSWERS,
+        })
     }
 
     /// Checks what the fields say.

@@ -4,7 +4,7 @@
 //! unprepared, with the types of their parameters: one round trip, and nothing for PgBouncer to get wrong.
 
 use super::{
-    config::{CONNECTS, PostgresConfig},
+    config::PostgresConfig,
     error::{self, Effect},
     schema::{self, Identity},
     tls::Tls,
@@ -24,15 +24,18 @@ use tokio_postgres::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long an answer may take. The server gives up a little earlier, where it may be told so.
-const ANSWERS: Duration = Duration::from_secs(10);
 /// How often a statement is repeated that others were in the way of.
 const REPEATS: u32 = 6;
 /// How long nobody tries to connect after a failure, at first and at most.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// What a session is told, where a session lasts.
-const SESSION: &str = "SET statement_timeout = '8s'; SET idle_in_transaction_session_timeout = '30s'; \
-    SET client_min_messages = 'warning'";
+/// What a session is told, where a session lasts: to give a statement up a little before its answer is given up.
+fn session(answers: Duration) -> String {
+    let timeout = (answers * 4 / 5).as_millis().max(1);
+    format!(
+        "SET statement_timeout = '{timeout}ms'; SET idle_in_transaction_session_timeout = '30s'; \
+         SET client_min_messages = 'warning'"
+    )
+}
 
 /// Parameters of a statement, each with its type.
 pub(super) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
@@ -147,8 +150,8 @@ impl Pool {
     /// A new connection, and what carries it.
     pub(super) async fn connect(&self) -> Result<(Client, Connection<Socket, super::tls::Stream<Socket>>)> {
         let mut server = self.config.server.clone();
-        server.ssl_mode(self.config.ssl_mode());
-        let made = tokio::time::timeout(CONNECTS * 2, server.connect(self.tls.clone())).await;
+        server.ssl_mode(self.config.ssl_mode()).connect_timeout(self.config.connects);
+        let made = tokio::time::timeout(self.config.connects * 2, server.connect(self.tls.clone())).await;
         made.map_err(|_| Error::unavailable("PostgreSQL can't be reached: it doesn't answer"))?
             .map_err(|failure| error::of_connect(&failure))
     }
@@ -163,11 +166,12 @@ impl Pool {
         });
         let ready = async {
             if self.config.listen {
-                client.batch_execute(SESSION).await.map_err(|failure| error::of_connect(&failure))?;
+                let session = session(self.config.answers);
+                client.batch_execute(&session).await.map_err(|failure| error::of_connect(&failure))?;
             }
             schema::verify(&client, &self.config.schema).await
         };
-        let identity = tokio::time::timeout(ANSWERS, ready)
+        let identity = tokio::time::timeout(self.config.answers, ready)
             .await
             .map_err(|_| Error::unavailable("PostgreSQL can't be reached: it doesn't answer"))??;
         Ok((Link { client, busy: AtomicUsize::new(0), stuck: AtomicBool::new(false) }, identity))
@@ -265,7 +269,7 @@ impl Pool {
             let ride = self.ride().await?;
             let link = ride.0.clone();
             let sent = link.client.query_typed(statement, params);
-            match tokio::time::timeout(ANSWERS, sent).await {
+            match tokio::time::timeout(self.config.answers, sent).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(failure)) if error::is_conflict(&failure) && repeats < REPEATS => {
                     repeats += 1;
@@ -274,7 +278,7 @@ impl Pool {
                 Ok(Err(failure)) => return Err(error::of_statement(&failure, effect)),
                 Err(_) => {
                     self.give_up(&link);
-                    return Err(error::late(effect, ANSWERS));
+                    return Err(error::late(effect, self.config.answers));
                 }
             }
         }
@@ -283,9 +287,9 @@ impl Pool {
     /// Nobody waits for this connection any more, and the server needn't go on either.
     fn give_up(&self, link: &Arc<Link>) {
         link.stuck.store(true, Ordering::Relaxed);
-        let (token, tls) = (link.client.cancel_token(), self.tls.clone());
+        let (token, tls, limit) = (link.client.cancel_token(), self.tls.clone(), self.config.connects);
         tokio::spawn(async move {
-            let asked = tokio::time::timeout(CONNECTS, token.cancel_query(tls)).await;
+            let asked = tokio::time::timeout(limit, token.cancel_query(tls)).await;
             tracing::debug!(done = asked.is_ok(), "a statement that takes too long was cancelled");
         });
     }

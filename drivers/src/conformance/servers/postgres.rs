@@ -292,10 +292,10 @@ impl Server {
         self.launch().await
     }
 
-    /// Kills all of its processes without a chance to do anything, and starts it again with the same data.
+    /// Kills all of its processes without a chance to do anything. It stays down until it is restarted.
     ///
     /// # Errors
-    /// `Unavailable` when it doesn't come back.
+    /// `Unavailable` when it doesn't run.
     pub async fn kill(&self) -> Result<()> {
         if let Some(mut process) = self.process.lock().await.take() {
             // One that stands still makes no more children.
@@ -310,7 +310,7 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        self.launch().await
+        Ok(())
     }
 
     /// Stops all of its processes where they stand.
@@ -368,16 +368,6 @@ pub(in crate::conformance) const LISTENING: OnPostgres = OnPostgres { name: "pos
 /// The backend that polls, as behind PgBouncer.
 pub(in crate::conformance) const POLLING: OnPostgres = OnPostgres { name: "postgres-poll", listen: false };
 
-impl OnPostgres {
-    /// A server that nobody else uses.
-    #[expect(dead_code, reason = "called once the suite has faults")]
-    pub(in crate::conformance) async fn start_alone(&self) -> Result<Arc<dyn Broker>> {
-        let server = Arc::new(Server::start(&[]).await?);
-        let url = server.url(server.address());
-        Ok(Arc::new(PostgresBroker::new(&url, self.listen, Some(server), Use::Alone)?))
-    }
-}
-
 /// The server that trials of this process share, and who uses it.
 async fn shared() -> Result<(Arc<Server>, Arc<RwLock<()>>)> {
     type Shared = (Arc<Server>, Arc<RwLock<()>>);
@@ -405,6 +395,16 @@ impl Backend for OnPostgres {
         let users = Use::Shared { _guard: users.clone().read_owned().await, lock: users };
         let url = server.url(server.address());
         Ok(Arc::new(PostgresBroker::new(&url, self.listen, Some(server), users)?))
+    }
+
+    async fn start_alone(&self) -> Result<Arc<dyn Broker>> {
+        if std::env::var_os(URL).is_some() {
+            let message = format!("a server of its own: the server is the one that {URL} names");
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let server = Arc::new(Server::start(&[]).await?);
+        let url = server.url(server.address());
+        Ok(Arc::new(PostgresBroker::new(&url, self.listen, Some(server), Use::Alone)?))
     }
 }
 
@@ -457,42 +457,6 @@ impl PostgresBroker {
         Ok(driver)
     }
 
-    /// A handle that reaches the broker through another address.
-    #[expect(dead_code, reason = "the suite's proxies come with its faults")]
-    async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
-        let server = self.server.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
-        })?;
-        let mut config = PostgresConfig::new(&server.url(address))?;
-        config.listen = self.config.listen;
-        config.schema.clone_from(&self.config.schema);
-        self.keep(config).await
-    }
-
-    /// Where the broker listens.
-    #[expect(dead_code, reason = "the suite's proxies come with its faults")]
-    fn address(&self) -> Option<SocketAddr> {
-        self.server.as_ref().map(|server| server.address())
-    }
-
-    /// Kills it and starts it again with the same data.
-    #[expect(dead_code, reason = "called once the suite has faults")]
-    async fn kill(&self) -> Result<()> {
-        self.alone().await?.kill().await
-    }
-
-    /// Stops it where it stands.
-    #[expect(dead_code, reason = "called once the suite has faults")]
-    async fn freeze(&self) -> Result<()> {
-        self.alone().await?.freeze().await
-    }
-
-    /// Lets it go on.
-    #[expect(dead_code, reason = "called once the suite has faults")]
-    async fn thaw(&self) -> Result<()> {
-        self.alone().await?.thaw().await
-    }
-
     async fn remove_schema(&self) -> Result<()> {
         let driver = Postgres::new(self.config.clone())?;
         driver.remove_schema().await
@@ -506,6 +470,34 @@ impl Broker for PostgresBroker {
         // Scenarios begin on a broker whose operator was there.
         driver.probe().await?;
         Ok(driver)
+    }
+
+    async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        let server = self.server.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
+        })?;
+        let mut config = PostgresConfig::new(&server.url(address))?;
+        // Scenarios break the way there; a call takes two attempts to connect and two answers at most.
+        (config.connects, config.answers) = (Duration::from_secs(1), Duration::from_millis(1500));
+        config.listen = self.config.listen;
+        config.schema.clone_from(&self.config.schema);
+        self.keep(config).await
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(|server| server.address())
+    }
+
+    async fn kill(&self) -> Result<()> {
+        self.alone().await?.kill().await
+    }
+
+    async fn freeze(&self) -> Result<()> {
+        self.alone().await?.freeze().await
+    }
+
+    async fn thaw(&self) -> Result<()> {
+        self.alone().await?.thaw().await
     }
 
     async fn restart(&self) -> Result<()> {

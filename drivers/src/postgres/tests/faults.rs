@@ -64,6 +64,7 @@ async fn a_killed_server_loses_nothing_that_it_acknowledged() {
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(400)).await;
             bench.server.kill().await.unwrap();
+            bench.server.restart().await.unwrap();
         }
         let before = settled.lock().unwrap().len();
         let deadline = Instant::now() + Duration::from_secs(20);
