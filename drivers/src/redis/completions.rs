@@ -88,7 +88,7 @@ impl Core {
             left = left.saturating_sub(aside);
             completions.extend(found);
         }
-        completions.sort_by(|one: &Completion, other| one.settled_at.cmp(&other.settled_at));
+        completions.sort_by_key(|one: &Completion| one.settled_at);
         let caught_up = completions.len() as u64 == left;
         Ok((CompletionPage { completions, caught_up }, next))
     }

@@ -22,6 +22,9 @@ const BYTES: usize = 4 * 1024 * 1024;
 /// Carries out the calls of one lane: one answer for each item, in their order.
 type Work<K, I, O> = Arc<dyn Fn(K, Vec<I>) -> BoxFuture<'static, Result<Vec<O>>> + Send + Sync>;
 
+/// The items of a request, and who hears of each.
+type Taken<I, O> = (Vec<I>, Vec<oneshot::Sender<Result<O>>>);
+
 struct Waiting<I, O> {
     item: I,
     reply: oneshot::Sender<Result<O>>,
@@ -34,7 +37,7 @@ struct Lane<I, O> {
 
 /// The lanes of one kind of call; items with the same key can share a request.
 pub(super) struct Lanes<K, I, O> {
-    lanes: Mutex<HashMap<K, Lane<I, O>>>,
+    by_key: Mutex<HashMap<K, Lane<I, O>>>,
     work: Work<K, I, O>,
     bytes: fn(&I) -> usize,
     senders: TaskTracker,
@@ -53,7 +56,7 @@ where
     O: Send + 'static,
 {
     pub(super) fn new(work: Work<K, I, O>, bytes: fn(&I) -> usize) -> Arc<Self> {
-        Arc::new(Self { lanes: Mutex::default(), work, bytes, senders: TaskTracker::new() })
+        Arc::new(Self { by_key: Mutex::default(), work, bytes, senders: TaskTracker::new() })
     }
 
     /// Dropping it before the item left takes it back; afterwards it is done all the same.
@@ -85,7 +88,7 @@ where
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Lane<I, O>>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,7 +123,7 @@ where
     }
 
     /// The next request; none when nobody waits.
-    fn take(&mut self) -> Option<(Vec<I>, Vec<oneshot::Sender<Result<O>>>)> {
+    fn take(&mut self) -> Option<Taken<I, O>> {
         let mut lanes = self.lanes.lock();
         let lane = lanes.get_mut(&self.key)?;
         let (mut items, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -158,7 +161,7 @@ fn leave<K: Eq + Hash, I, O>(lanes: &mut HashMap<K, Lane<I, O>>, key: &K) {
 impl<K: Eq + Hash, I, O> Drop for Sender<K, I, O> {
     fn drop(&mut self) {
         if !self.is_over {
-            leave(&mut self.lanes.lanes.lock().unwrap_or_else(PoisonError::into_inner), &self.key);
+            leave(&mut self.lanes.by_key.lock().unwrap_or_else(PoisonError::into_inner), &self.key);
         }
     }
 }

@@ -25,7 +25,8 @@ mod link;
 mod reply;
 mod scripts;
 mod server;
-#[cfg(all(test, feature = "conformance"))]
+#[cfg(test)]
+#[cfg(feature = "conformance")]
 mod tests;
 
 pub use config::RedisConfig;

@@ -23,8 +23,8 @@ async fn the_examples_of_the_page_enqueue() {
     let port = subject.server.url().rsplit(':').next().unwrap().to_owned();
     let mut answers = Vec::new();
     for example in PAGE.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()) {
-        let shell =
-            format!("redis-cli() {{ \"{}/redis-cli\" -p {port} \"$@\"; }}\n{example}", programs.display());
+        let client = format!("\"{}/redis-cli\" -p {port} ", programs.display());
+        let shell = example.replace("redis-cli ", &client);
         let out = Command::new("sh").arg("-ec").arg(shell).current_dir(&root).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         answers.push(String::from_utf8(out.stdout).unwrap());
