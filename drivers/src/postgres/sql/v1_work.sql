@@ -141,7 +141,8 @@ DECLARE
 BEGIN
     RETURN QUERY UPDATE @schema@.active a SET at = v_now + p_lease
         FROM unnest(p_seq, p_token) WITH ORDINALITY AS u(seq, token, ord)
-        WHERE a.seq = u.seq AND a.token = u.token AND a.queue = q.id AND a.at > v_now
+        -- With `+ 0` no other index than the one on seq serves, whatever the planner thinks of a table that was empty.
+        WHERE a.seq = u.seq AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
         RETURNING u.ord, a.at, a.cancel_requested;
 END $$;
 
@@ -172,7 +173,8 @@ BEGIN
         USING unnest(p_seq, p_token, p_kind, p_delay, p_dead_reason, p_failure_reason, p_failure_message, p_result_type,
             p_result, p_outcome) WITH ORDINALITY AS u(seq, token, kind, delay, dead_reason, failure_reason, failure_message,
             result_type, result, outcome, ord)
-        WHERE a.seq = u.seq AND a.token = u.token AND a.queue = q.id AND a.at > v_now
+        -- With `+ 0` no other index than the one on seq serves, whatever the planner thinks of a table that was empty.
+        WHERE a.seq = u.seq AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
         RETURNING u.ord, u.kind, u.delay, u.dead_reason, coalesce(u.failure_reason, a.failure_reason) AS failure_reason,
             coalesce(u.failure_message, a.failure_message) AS failure_message, u.result_type, u.result,
             CASE WHEN a.cancel_requested AND u.kind IN (1, 2) THEN '"cancelled"' ELSE u.outcome END AS outcome,
