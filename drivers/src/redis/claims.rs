@@ -154,7 +154,7 @@ fn bury(link: &Arc<Link>, hub: &Arc<Hub>, queue: &QueueName, id: String, token: 
 fn decode(id: &str, mut items: Items, token: &str, lease_until: Timestamp) -> Result<Claimed> {
     let items = &mut items;
     let id = JobId::new(id)?;
-    let (job_type, content_type, extras) = reply::meta(items.bytes()?)?;
+    let (job_type, content_type, extras) = (items.text()?, items.text()?, reply::extras(&items.bytes()?)?);
     let payload = Payload { content_type, bytes: Bytes::from(items.bytes()?) };
     Ok(Claimed {
         receipt: receipt(token, &id),

@@ -11,7 +11,7 @@ for at = 3, #ARGV do
     call('ZREM', readable, m)
     call('ZREM', leased, m)
     local job = declared and get(id)
-    if job and job.s[2] == c[3] and job.s[12] == 1 and over(job.s) and job.s[3] >= PINNED then age(job) end
+    if job and job.s[2] == c[3] and job.s[22] == 1 and over(job.s) and job.s[3] >= PINNED then age(job) end
   end
 end
 close()

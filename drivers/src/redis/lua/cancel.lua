@@ -10,7 +10,7 @@ for at = 2, #ARGV do
   elseif over(job.s) then
     codes[at - 1] = job.s[1]
   elseif job.s[1] == 'A' then
-    job.s[13] = 1
+    job.s[23] = 1
     touch(job)
     codes[at - 1] = 'A'
   else

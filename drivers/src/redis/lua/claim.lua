@@ -17,18 +17,18 @@ local function bury(job)
   call('SADD', base .. 'P', job.m)
 end
 
-local function take(job, payload, meta, note)
+local function take(job, payload, extras, note)
   local s = job.s
-  if not payload or not meta or (s[9] == 1 and not note) then return bury(job) end
-  s[1], s[14], s[15], s[16], s[8] = 'A', token, now, worker, s[8] + 1
+  if not payload or (s[14] == 1 and not extras) or (s[9] == 1 and not note) then return bury(job) end
+  s[1], s[24], s[15], s[16], s[8] = 'A', token, now, worker, s[8] + 1
   put(job, 'A', lease_until)
-  claimed[#claimed + 1] = { job.id, meta, payload, s[6] + 1, s[8], s[4], s[5], s[11], s[18], s[19], note or '' }
+  claimed[#claimed + 1] = { job.id, s[12], s[13], extras or '', payload, s[6] + 1, s[8], s[4], s[5], s[11], s[18], s[19], note or '' }
 end
 
 -- Up to `limit` from the front of what is ready.
 local function batch(limit)
   local front = call('ZRANGE', base .. 'R', 0, limit - 1)
-  local ids, found, noted = {}, {}, {}
+  local ids, found, noted, more = {}, {}, {}, {}
   for at, m in ipairs(front) do ids[at] = m:sub(15) end
   load(ids)
   ids = {}
@@ -42,6 +42,7 @@ local function batch(limit)
       job.from = {}
       found[#found + 1] = job
       ids[#ids + 1] = job.id
+      if job.s[14] == 1 then more[#more + 1] = job.id end
       if job.s[9] == 1 then noted[#noted + 1] = job.id end
     else
       call('SADD', base .. 'P', m)
@@ -50,9 +51,10 @@ local function batch(limit)
   end
   if examined == 0 then return 0 end
   call('ZREMRANGEBYRANK', base .. 'R', 0, examined - 1)
-  local payloads, metas, notes = fields('b', ids), fields('m', ids), {}
+  local payloads, extras, notes = fields('b', ids), {}, {}
+  for at, text in ipairs(fields('m', more)) do extras[more[at]] = text end
   for at, note in ipairs(fields('n', noted)) do notes[noted[at]] = note end
-  for at, job in ipairs(found) do take(job, payloads[at], metas[at], notes[job.id]) end
+  for at, job in ipairs(found) do take(job, payloads[at], extras[job.id], notes[job.id]) end
   return examined
 end
 

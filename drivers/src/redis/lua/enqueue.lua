@@ -28,8 +28,8 @@ local function same(id, from)
     local other = fresh[id]
     return ARGV[other + 2] == kind and ARGV[other + 3] == media and ARGV[other + 4] == payload
   end
-  local meta, start = call('HGET', base .. 'm', id), kind .. '\n' .. media .. '\n'
-  return meta and meta:sub(1, #start) == start and call('HGET', base .. 'b', id) == payload
+  local s = jobs[id].s
+  return s[12] == kind and s[13] == media and call('HGET', base .. 'b', id) == payload
 end
 
 local function seen(s)
@@ -46,7 +46,8 @@ end
 
 local function add(id, from)
   local payload, address, key = ARGV[from + 4], ARGV[from + 7], ARGV[from + 9]
-  local s = { 'W', number(), after(ARGV[from + 5]), now, 0, 0, 0, 0, address ~= '' and 1 or 0, #payload, key }
+  local s = { 'W', number(), after(ARGV[from + 5]), now, 0, 0, 0, 0, address ~= '' and 1 or 0, #payload, key,
+    ARGV[from + 2], ARGV[from + 3], ARGV[from + 6] ~= '' and 1 or 0 }
   s[5] = s[3]
   local m, set = name_of(s, id), s[3] <= now and 'R' or 'W'
   if fifo and not enter_line(m, key) then s[1], set = 'B', 'B' end
@@ -56,13 +57,16 @@ local function add(id, from)
   table.insert(enter[set], m)
   local at = #bodies
   bodies[at + 1], bodies[at + 2] = id, payload
-  metas[at + 1], metas[at + 2] = id, ARGV[from + 2] .. '\n' .. ARGV[from + 3] .. '\n' .. ARGV[from + 6]
+  if s[14] == 1 then
+    metas[#metas + 1] = id
+    metas[#metas + 1] = ARGV[from + 6]
+  end
   states[at + 1], states[at + 2] = id, cmsgpack.pack(s)
   if address ~= '' then
     notes[#notes + 1] = id
     notes[#notes + 1] = address .. ' ' .. ARGV[from + 8]
   end
-  fresh[id], depth, jobs[id] = from, depth + 1, decode(id, states[at + 2])
+  fresh[id], depth, jobs[id] = from, depth + 1, { s = s }
   return 'C'
 end
 

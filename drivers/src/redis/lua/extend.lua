@@ -7,7 +7,7 @@ load(ids)
 for at = 3, #ARGV, 2 do
   local job = held(ARGV[at], ARGV[at + 1])
   if job then put(job, 'A', lease_until) end
-  codes[#codes + 1] = not job and 'T' or job.s[13] == 1 and 'C' or 'K'
+  codes[#codes + 1] = not job and 'T' or job.s[23] == 1 and 'C' or 'K'
 end
 close()
 return { 'OK', lease_until, table.concat(codes) }

@@ -63,10 +63,9 @@ local touched, readied, soonest, addresses, parked = {}, 0, nil, {}, {}
 
 -- A job is { id, m = its name in sorted sets, s = what is stored, from = the sorted sets it may be in, to, score }. Stored:
 -- 1 state  2 number  3 time  4 enqueued at  5 due at  6 attempts  7 lost  8 deliveries  9 notifies  10 payload bytes  11 key
--- 12 unpinned  13 cancel requested  14 token  15 claimed at  16 worker  17 finished at  18 failure  19 its message
--- 20 why dead  21 result bytes
-local ABSENT = { [12] = 0, [13] = 0, [14] = '', [15] = 0, [16] = '', [17] = 0, [18] = false, [19] = '', [20] = '', [21] = -1 }
-local NUMBERS = { 2, 3, 4, 5, 6, 7, 8, 9, 10 }
+-- 12 type  13 media type  14 has extras  15 claimed at  16 worker  17 finished at  18 failure  19 its message
+-- 20 why dead  21 result bytes  22 unpinned  23 cancel requested  24 token
+local ABSENT = { [15] = 0, [16] = '', [17] = 0, [18] = false, [19] = '', [20] = '', [21] = -1, [22] = 0, [23] = 0, [24] = '' }
 local jobs = {}
 
 local function name_of(s, id) return string.format('%014x', s[2]) .. id end
@@ -74,12 +73,12 @@ local function name_of(s, id) return string.format('%014x', s[2]) .. id end
 local function decode(id, raw)
   if not raw then return false end
   local fine, s = pcall(cmsgpack.unpack, raw)
-  if not fine or type(s) ~= 'table' or type(s[1]) ~= 'string' or type(s[11]) ~= 'string' then return nil end
-  for _, at in ipairs(NUMBERS) do
+  if not fine or type(s) ~= 'table' or type(s[1]) ~= 'string' or type(s[13]) ~= 'string' then return nil end
+  for at = 2, 10 do
     if type(s[at]) ~= 'number' then return nil end
   end
-  for at = 12, 21 do
-    if s[at] == nil then s[at] = ABSENT[at] end
+  if s[15] == nil then
+    for at = 15, 24 do s[at] = ABSENT[at] end
   end
   local from = s[1] == 'W' and { 'R', s[6] == 0 and 'W' or 'Y' } or { s[1] }
   return { id = id, s = s, m = name_of(s, id), from = from }
@@ -125,7 +124,7 @@ local function forgotten(s) return over(s) and s[3] < PINNED and s[3] + retain[s
 
 local function wait(job, due)
   local s = job.s
-  s[5], s[14] = due, ''
+  s[5], s[24] = due, ''
   if fifo and call('HGET', base .. 'F', s[11]) ~= job.m then
     s[1] = 'B'
     put(job, 'B', due)
@@ -202,7 +201,7 @@ end
 -- `result` is given while it is not stored yet.
 local function finish(job, state, result)
   local s = job.s
-  s[1], s[13], s[14], s[17] = state, 0, '', now
+  s[1], s[23], s[24], s[17] = state, 0, '', now
   put(job, state, now + (s[9] == 1 and PINNED or 0))
   local outcome = { state, s[20], s[18] or '', s[19], s[21], '' }
   if state == 'S' and s[21] >= 0 and s[21] <= 1024 then outcome[6] = result end
@@ -212,7 +211,7 @@ end
 
 -- A job that would wait again ends instead if somebody asked for that.
 local function again(job, due)
-  if job.s[13] == 1 then finish(job, 'C') else wait(job, due) end
+  if job.s[23] == 1 then finish(job, 'C') else wait(job, due) end
 end
 
 local function remove(job)
@@ -232,7 +231,7 @@ end
 local function lose(job)
   local s = job.s
   s[7] = s[7] + 1
-  if s[7] >= math.max(tonumber(settings[7]) or 1, 1) and s[13] == 0 then
+  if s[7] >= math.max(tonumber(settings[7]) or 1, 1) and s[23] == 0 then
     s[18], s[20] = 'DeliveriesLost', 'Quarantined'
     s[19] = string.format('%d deliveries ended without a settle, the last one at worker "%s"', s[7], s[16])
     finish(job, 'D')
@@ -246,7 +245,7 @@ local function age(job) put(job, job.s[1], now) end
 -- The job that a receipt holds. A lease that ended is over even if nobody else has the job yet.
 local function held(id, token)
   local job = get(id)
-  if job and job.s[1] == 'A' and job.s[14] == token and token ~= '' and job.s[3] > now then return job end
+  if job and job.s[1] == 'A' and job.s[24] == token and token ~= '' and job.s[3] > now then return job end
 end
 
 -- Makes the gathered moves.

@@ -4,7 +4,7 @@ first()
 for at = 2, #ARGV do
   local job = get(ARGV[at])
   if job and job.s[9] == 1 then
-    job.s[12] = 1
+    job.s[22] = 1
     touch(job)
     if over(job.s) and job.s[3] >= PINNED then
       local raw = call('HGET', base .. 'c', job.id)

@@ -24,14 +24,16 @@ async fn read(subject: &Subject) -> crate::CompletionPage {
 #[tokio::test]
 async fn jobs_that_cannot_be_read_stand_aside() {
     let subject = Subject::start(ALWAYS).await;
-    for id in ["state", "gone", "payload", "meta", "extras", "whole"] {
-        subject.driver.enqueue_one(&subject.queue, told(id)).await.unwrap();
+    for id in ["state", "gone", "payload", "lost-extras", "extras", "whole"] {
+        let mut job = told(id);
+        job.headers.insert("x".into(), "y".into());
+        subject.driver.enqueue_one(&subject.queue, job).await.unwrap();
     }
     let () = subject.raw(&["HSET", &key("s"), "state", "nonsense"]).await;
     let () = subject.raw(&["HDEL", &key("s"), "gone"]).await;
     let () = subject.raw(&["HDEL", &key("b"), "payload"]).await;
-    let () = subject.raw(&["HDEL", &key("m"), "meta"]).await;
-    let () = subject.raw(&["HSET", &key("m"), "extras", "mail\napplication/json\n{broken"]).await;
+    let () = subject.raw(&["HDEL", &key("m"), "lost-extras"]).await;
+    let () = subject.raw(&["HSET", &key("m"), "extras", "{broken"]).await;
     let claimed = subject.claim(10).await;
     assert_eq!(claimed.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), ["whole"]);
     subject.succeed(&claimed[0]).await.unwrap();
