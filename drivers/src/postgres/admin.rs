@@ -7,8 +7,8 @@ use super::{
     inspect,
 };
 use crate::{
-    Capabilities, Declaration, Declared, Durability, Error, ErrorKind, JobId, JobState, Limits, Ordering, Owner,
-    Probe, QueueName, Result,
+    Capabilities, Declaration, Declared, Durability, Error, ErrorKind, JobId, JobState, Limits, Ordering,
+    Owner, Probe, QueueName, Result,
 };
 use std::time::{Duration, Instant};
 use tokio_postgres::types::Type;
@@ -82,11 +82,8 @@ pub(super) async fn declare(
 
 /// Removes a part of a queue; whether there is more.
 pub(super) async fn delete_part(shared: &Shared, queue: &QueueName, owner: &Owner) -> Result<bool> {
-    let params: [(&(dyn ToSql + Sync), Type); 3] = [
-        (&queue.as_str(), Type::TEXT),
-        (&owner.installation, Type::TEXT),
-        (&owner.uid, Type::TEXT),
-    ];
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&queue.as_str(), Type::TEXT), (&owner.installation, Type::TEXT), (&owner.uid, Type::TEXT)];
     let rows = shared.pool.call(Effect::Change, "delete_queue", &params).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let Some(row) = rows.first() else { return Ok(false) };
@@ -159,10 +156,9 @@ pub(super) async fn redrive(shared: &Shared, queue: &QueueName, ids: &[JobId]) -
             "done" => Ok(()),
             "missing" => Err(no_job(id)),
             "workflow" => Err(Error::of_workflow(id)),
-            _ => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("job {id} isn't dead, so it can't be redriven"),
-            )),
+            _ => {
+                Err(Error::new(ErrorKind::Conflict, format!("job {id} isn't dead, so it can't be redriven")))
+            }
         });
     }
     if answers.iter().any(Result::is_ok) {
@@ -174,11 +170,8 @@ pub(super) async fn redrive(shared: &Shared, queue: &QueueName, ids: &[JobId]) -
 
 pub(super) async fn purge(shared: &Shared, queue: &QueueName, state: JobState, limit: u32) -> Result<u64> {
     let limit = i32::try_from((limit as usize).min(Limits::BATCH)).unwrap_or(i32::MAX);
-    let params: [(&(dyn ToSql + Sync), Type); 3] = [
-        (&queue.as_str(), Type::TEXT),
-        (&inspect::code(state), Type::INT4),
-        (&limit, Type::INT4),
-    ];
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&queue.as_str(), Type::TEXT), (&inspect::code(state), Type::INT4), (&limit, Type::INT4)];
     let rows = shared.pool.call(Effect::Change, "purge", &params).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let Some(row) = rows.first() else { return Ok(0) };

@@ -78,9 +78,8 @@ where
         let (reply, answer) = oneshot::channel();
         let leaves = {
             let mut lanes = self.0.lock();
-            let lane = lanes
-                .entry(key.clone())
-                .or_insert_with(|| Lane { waiting: VecDeque::new(), flying: 0 });
+            let lane =
+                lanes.entry(key.clone()).or_insert_with(|| Lane { waiting: VecDeque::new(), flying: 0 });
             lane.waiting.push_back(Waiting { items, bytes, reply });
             let leaves = lane.flying < FLYING;
             lane.flying += usize::from(leaves);

@@ -7,8 +7,8 @@ use super::{
     settle,
 };
 use crate::{
-    Address, Claimed, Error, Failure, JobId, Notify, Overrides, Payload, QueueName, Receipt, Result, Timestamp,
-    job::JSON,
+    Address, Claimed, Error, Failure, JobId, Notify, Overrides, Payload, QueueName, Receipt, Result,
+    Timestamp, job::JSON,
 };
 use bytes::Bytes;
 use std::{

@@ -115,7 +115,6 @@ pub(super) async fn acknowledge(
 
 pub(super) async fn unpin(shared: &Shared, queue: &QueueName, ids: &[JobId]) -> Result<()> {
     let ids: Vec<&str> = ids.iter().map(JobId::as_str).collect();
-    let params: [(&(dyn ToSql + Sync), Type); 2] =
-        [(&queue.as_str(), Type::TEXT), (&ids, Type::TEXT_ARRAY)];
+    let params: [(&(dyn ToSql + Sync), Type); 2] = [(&queue.as_str(), Type::TEXT), (&ids, Type::TEXT_ARRAY)];
     shared.pool.call(Effect::Change, "unpin", &params).await.map(drop)
 }

@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_not_repeated() {
-        for url in ["postgres://user:s3cret@host:port/db", "s3cret", "postgres://host/s3cret", "user=s3cret"] {
+        for url in ["postgres://user:s3cret@host:port/db", "s3cret", "postgres://host/s3cret", "user=s3cret"]
+        {
             let error = PostgresConfig::new(url).unwrap_err();
             assert_eq!(error.kind, crate::ErrorKind::Invalid);
             assert!(!error.message.contains("s3cret"), "{error}");

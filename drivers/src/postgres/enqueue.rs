@@ -58,9 +58,9 @@ impl Depths {
     /// Whether the server has to look how deep a queue is.
     fn matters(&self, queue: &QueueName) -> bool {
         let depths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        depths.get(queue).is_none_or(|(at, depth, max)| {
-            at.elapsed() > FRESH || depth.saturating_add(FAR) > *max
-        })
+        depths
+            .get(queue)
+            .is_none_or(|(at, depth, max)| at.elapsed() > FRESH || depth.saturating_add(FAR) > *max)
     }
 
     fn note(&self, queue: &QueueName, depth: i64, max: i64) {
@@ -84,7 +84,11 @@ pub(super) fn delay(duration: Duration) -> i64 {
 }
 
 /// Adds jobs in one statement.
-pub(super) async fn run(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Result<Vec<Result<Enqueued>>> {
+pub(super) async fn run(
+    shared: &Shared,
+    queue: &QueueName,
+    rows: &[NewRow],
+) -> Result<Vec<Result<Enqueued>>> {
     let answers = send(shared, queue, rows).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let mut refused: HashMap<usize, Result<Enqueued>> = HashMap::new();
@@ -122,8 +126,9 @@ fn refusal(row: &Row, code: i32, asked: &NewRow, max_depth: i64) -> Result<Enque
             format!("job {} is known with another type or payload", asked.id),
         )),
         1 => {
-            let state = inspect::state(row.try_get::<_, Option<i16>>(7).map_err(read)?)
-                .ok_or_else(|| Error::new(ErrorKind::Fatal, "a known job has no state: its row is damaged"))?;
+            let state = inspect::state(row.try_get::<_, Option<i16>>(7).map_err(read)?).ok_or_else(|| {
+                Error::new(ErrorKind::Fatal, "a known job has no state: its row is damaged")
+            })?;
             let end = End::read(row, 8).map_err(read)?;
             Ok(Enqueued::Duplicate { id: asked.id.clone(), state, outcome: end.outcome(state) })
         }
@@ -134,10 +139,9 @@ fn refusal(row: &Row, code: i32, asked: &NewRow, max_depth: i64) -> Result<Enque
             let state = outcome.as_ref().map_or(JobState::Cancelled, Outcome::state);
             Ok(Enqueued::Duplicate { id: asked.id.clone(), state, outcome })
         }
-        3 => Err(Error::new(
-            ErrorKind::Full,
-            format!("the queue has its maximum of {max_depth} waiting jobs"),
-        )),
+        3 => {
+            Err(Error::new(ErrorKind::Full, format!("the queue has its maximum of {max_depth} waiting jobs")))
+        }
         _ => Err(Error::invalid("a job's orderingKey needs a queue whose ordering is Fifo")),
     }
 }
@@ -161,8 +165,7 @@ async fn send(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Result<Vec
     let headers = column(rows, |row| row.headers.as_deref());
     let attempts = column(rows, |row| row.job.overrides.max_attempts.map(i64::from));
     let timeouts = column(rows, |row| row.job.overrides.timeout.map(millis));
-    let addresses =
-        column(rows, |row| row.job.notify.as_ref().map(|notify| notify.address.as_str()));
+    let addresses = column(rows, |row| row.job.notify.as_ref().map(|notify| notify.address.as_str()));
     let contexts = column(rows, |row| row.job.notify.as_ref().map(|notify| notify.context.as_bytes()));
     let params: [(&(dyn ToSql + Sync), Type); 15] = [
         (&queue.as_str(), Type::TEXT),

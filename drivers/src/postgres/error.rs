@@ -44,7 +44,8 @@ pub(super) fn is_conflict(error: &tokio_postgres::Error) -> bool {
 /// Whether the schema or what should be in it is missing.
 pub(super) fn is_missing(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {
-        [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_FUNCTION].contains(code)
+        [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_FUNCTION]
+            .contains(code)
     })
 }
 
@@ -62,7 +63,8 @@ pub(super) fn of_connect(error: &tokio_postgres::Error) -> Error {
     match error.as_db_error() {
         Some(answer) => of_server(answer, Effect::Read),
         None => {
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            let cause =
+                std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
             Error::unavailable(format!("PostgreSQL can't be reached: {error}{cause}"))
         }
     }
@@ -91,7 +93,10 @@ fn of_server(answer: &DbError, effect: Effect) -> Error {
     match *code {
         SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => Error::new(
             ErrorKind::Unauthorized,
-            format!("PostgreSQL refused the credentials ({}); check user, password and pg_hba.conf", code.code()),
+            format!(
+                "PostgreSQL refused the credentials ({}); check user, password and pg_hba.conf",
+                code.code()
+            ),
         ),
         SqlState::INSUFFICIENT_PRIVILEGE => Error::new(
             ErrorKind::Unauthorized,
@@ -116,10 +121,12 @@ fn of_server(answer: &DbError, effect: Effect) -> Error {
         SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => {
             unavailable("others were in the way several times; nothing was done, try again")
         }
-        SqlState::UNDEFINED_FUNCTION | SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => Error::new(
-            ErrorKind::Fatal,
-            format!("PostgreSQL: {said}; the schema is not the one that this version knows"),
-        ),
+        SqlState::UNDEFINED_FUNCTION | SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => {
+            Error::new(
+                ErrorKind::Fatal,
+                format!("PostgreSQL: {said}; the schema is not the one that this version knows"),
+            )
+        }
         _ => of_class(answer, &unavailable),
     }
 }

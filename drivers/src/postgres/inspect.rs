@@ -110,7 +110,8 @@ fn record(row: &Row) -> Result<JobRecord> {
     let instant = |at| -> Result<Option<Timestamp>> {
         Ok(row.try_get::<_, Option<i64>>(at).map_err(bad)?.map(Timestamp::from_millis))
     };
-    let number = |at| -> Result<u32> { Ok(u32::try_from(row.try_get::<_, i32>(at).map_err(bad)?).unwrap_or(0)) };
+    let number =
+        |at| -> Result<u32> { Ok(u32::try_from(row.try_get::<_, i32>(at).map_err(bad)?).unwrap_or(0)) };
     let state = state(row.try_get(5).map_err(bad)?).ok_or_else(|| damaged("its state is unknown"))?;
     let end = End::read(row, 13).map_err(bad)?;
     Ok(JobRecord {
@@ -227,10 +228,8 @@ pub(super) async fn results(
     for row in rows {
         let ord: i64 = row.try_get(0).map_err(read)?;
         let bytes: &[u8] = row.try_get(2).map_err(read)?;
-        let payload = Payload {
-            content_type: row.try_get(1).map_err(read)?,
-            bytes: Bytes::copy_from_slice(bytes),
-        };
+        let payload =
+            Payload { content_type: row.try_get(1).map_err(read)?, bytes: Bytes::copy_from_slice(bytes) };
         let at = usize::try_from(ord - 1).unwrap_or(usize::MAX);
         if let Some(result) = results.get_mut(at) {
             *result = Some(payload);

@@ -245,7 +245,8 @@ async fn each<I, R, A>(
         }
     }
     let mut done = run(rows).await?.into_iter();
-    let missing = || Err(Error::new(crate::ErrorKind::Fatal, "the server answered fewer items than there were"));
+    let missing =
+        || Err(Error::new(crate::ErrorKind::Fatal, "the server answered fewer items than there were"));
     let fill = |answer: Option<Error>| answer.map_or_else(|| done.next().unwrap_or_else(missing), Err);
     Ok(answers.into_iter().map(fill).collect())
 }

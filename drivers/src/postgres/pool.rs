@@ -142,9 +142,7 @@ impl Pool {
     }
 
     /// A new connection, and what carries it.
-    pub(super) async fn connect(
-        &self,
-    ) -> Result<(Client, Connection<Socket, super::tls::Stream<Socket>>)> {
+    pub(super) async fn connect(&self) -> Result<(Client, Connection<Socket, super::tls::Stream<Socket>>)> {
         let mut server = self.config.server.clone();
         server.ssl_mode(self.config.ssl_mode());
         let made = tokio::time::timeout(CONNECTS * 2, server.connect(self.tls.clone())).await;

@@ -44,7 +44,10 @@ async fn look(client: &Client, schema: &str) -> Result<Option<Identity>> {
     match client.query_typed(&statement, &[]).await {
         Ok(rows) => {
             let Some(row) = rows.first() else {
-                return Err(Error::new(ErrorKind::Fatal, format!("schema {schema} of PostgreSQL has no version")));
+                return Err(Error::new(
+                    ErrorKind::Fatal,
+                    format!("schema {schema} of PostgreSQL has no version"),
+                ));
             };
             let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Read);
             Ok(Some(Identity {
@@ -125,8 +128,7 @@ async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -
             return Ok(());
         }
         let statements: String = step.concat();
-        let statements =
-            statements.replace("@schema@", schema).replace("@hot@", HOT).replace("@warm@", WARM);
+        let statements = statements.replace("@schema@", schema).replace("@hot@", HOT).replace("@warm@", WARM);
         client.batch_execute(&statements).await.map_err(failed)?;
         let encoding = client.query_typed("SHOW server_encoding", &[]).await.map_err(failed)?;
         let encoding: String = encoding.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
@@ -159,6 +161,7 @@ async fn stands(client: &Client, schema: &str) -> Result<i32> {
     if !there.first().is_some_and(|row| row.try_get(0).unwrap_or(false)) {
         return Ok(0);
     }
-    let rows = client.query_typed(&format!("SELECT version FROM {schema}.meta"), &[]).await.map_err(failed)?;
+    let rows =
+        client.query_typed(&format!("SELECT version FROM {schema}.meta"), &[]).await.map_err(failed)?;
     Ok(rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or(0))
 }

@@ -190,8 +190,7 @@ pub(super) fn start_notifier(pool: &Arc<Pool>, wakes: &Arc<Wakes>) {
                 continue;
             }
             let params: Params<'_> = &[(&pool.config.schema, Type::TEXT), (&texts, Type::TEXT_ARRAY)];
-            let sent =
-                pool.query(Effect::Read, "SELECT pg_notify($1, t) FROM unnest($2) AS t", params).await;
+            let sent = pool.query(Effect::Read, "SELECT pg_notify($1, t) FROM unnest($2) AS t", params).await;
             if let Err(error) = sent {
                 tracing::debug!(%error, "others are not notified; they poll");
             }
@@ -297,12 +296,7 @@ pub(super) fn start_watcher(pool: &Arc<Pool>, wakes: &Arc<Wakes>, since: i64) {
 }
 
 /// Tells subscribers what is new since `since`; the present instant, and when a job is due next.
-async fn news(
-    pool: &Pool,
-    wakes: &Wakes,
-    since: i64,
-    all: bool,
-) -> crate::Result<(i64, Option<Timestamp>)> {
+async fn news(pool: &Pool, wakes: &Wakes, since: i64, all: bool) -> crate::Result<(i64, Option<Timestamp>)> {
     let from = if all { since.saturating_sub(OVERLAP) } else { since };
     let rows = pool.call(Effect::Read, "news", &[(&from, Type::INT8), (&all, Type::BOOL)]).await?;
     let (mut now, mut next) = (since, None);

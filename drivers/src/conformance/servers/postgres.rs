@@ -79,7 +79,10 @@ fn unprivileged(program: &Path, arguments: &[&str]) -> Result<(PathBuf, Vec<Stri
     let arguments = arguments.iter().map(|argument| (*argument).to_owned());
     let Some(user) = nobody()? else { return Ok((program.to_owned(), arguments.collect())) };
     let program = [program.display().to_string()];
-    Ok(("setpriv".into(), user.into_iter().chain(["--".to_owned()]).chain(program).chain(arguments).collect()))
+    Ok((
+        "setpriv".into(),
+        user.into_iter().chain(["--".to_owned()]).chain(program).chain(arguments).collect(),
+    ))
 }
 
 fn done(what: &str, out: std::io::Result<Output>) -> Result<Output> {
@@ -132,7 +135,8 @@ fn template() -> Result<&'static Path> {
         let directory = base()?.join("template");
         std::fs::create_dir_all(&directory).map_err(|error| failed("no directory", error))?;
         let password = directory.join("password");
-        std::fs::write(&password, PASSWORD).map_err(|error| failed("its password can't be written", error))?;
+        std::fs::write(&password, PASSWORD)
+            .map_err(|error| failed("its password can't be written", error))?;
         hand_over(&directory)?;
         let data = directory.join("data");
         let arguments = [
@@ -218,8 +222,7 @@ impl Server {
         let arguments = ["--pdeathsig", "KILL", "--", &postgres, "-D", &data];
         let (program, arguments) = unprivileged(Path::new("setpriv"), &arguments)?;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let process =
-            Process::start("postgres", &program, &arguments, &self.directory.join("log"))?;
+        let process = Process::start("postgres", &program, &arguments, &self.directory.join("log"))?;
         *self.process.lock().await = Some(process);
         self.answers().await
     }
