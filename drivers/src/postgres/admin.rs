@@ -71,8 +71,8 @@ pub(super) async fn declare(
     let verdict: &str = rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
     shared.upkeep.note(queue, Some(Duration::ZERO));
     match verdict {
-        "created" | "updated" => {
-            if !settings.paused {
+        "created" | "updated" | "resumed" => {
+            if verdict == "resumed" {
                 shared.wakes.tell_queue(queue);
             }
             Ok(Declared { created: verdict == "created", backend_id: identity.backend_id })

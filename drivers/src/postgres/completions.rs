@@ -53,8 +53,8 @@ async fn send(
         (&i32::try_from(max).unwrap_or(i32::MAX), Type::INT4),
         (&millis(lease), Type::INT8),
     ];
-    let rows = shared.pool.call(Effect::Read, "read_completions", &params).await?;
-    let failed = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Read);
+    let rows = shared.pool.call(Effect::Change, "read_completions", &params).await?;
+    let failed = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     // What belongs to all of them stands in the last row.
     let Some((last, rows)) = rows.split_last() else {
         return Err(Error::new(crate::ErrorKind::Fatal, "a read of completions was answered with nothing"));
@@ -105,7 +105,7 @@ pub(super) async fn acknowledge(
 ) -> Result<()> {
     let mut ids: Vec<i64> = receipts.iter().filter_map(|receipt| receipt.0.parse().ok()).collect();
     ids.sort_unstable();
-    if ids.is_empty() {
+    if receipts.is_empty() {
         return Ok(());
     }
     let params: [(&(dyn ToSql + Sync), Type); 2] =

@@ -78,6 +78,11 @@ pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(i64::MAX >> 2)
 }
 
+/// A duration that is only handed back.
+fn kept(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// A delay in milliseconds, rounded up: instants are cut to milliseconds, and nothing may be early.
 pub(super) fn delay(duration: Duration) -> i64 {
     if duration.is_zero() { 0 } else { millis(duration) + 1 }
@@ -164,7 +169,7 @@ async fn send(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Result<Vec
     let delays = column(rows, |row| delay(row.job.delay));
     let headers = column(rows, |row| row.headers.as_deref());
     let attempts = column(rows, |row| row.job.overrides.max_attempts.map(i64::from));
-    let timeouts = column(rows, |row| row.job.overrides.timeout.map(millis));
+    let timeouts = column(rows, |row| row.job.overrides.timeout.map(kept));
     let addresses = column(rows, |row| row.job.notify.as_ref().map(|notify| notify.address.as_str()));
     let contexts = column(rows, |row| row.job.notify.as_ref().map(|notify| notify.context.as_bytes()));
     let params: [(&(dyn ToSql + Sync), Type); 15] = [

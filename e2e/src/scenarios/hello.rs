@@ -45,7 +45,7 @@ async fn hello_on(world: &World, server: &str, spec: &Value) -> Result<()> {
     let example = example.replace(EMBEDDED, &format!("spec: {spec}\n"));
     // The Broker waits for its Secret and names it, then takes it up by itself.
     world.apply(&example).await?;
-    world.says("broker", "default", &["WaitingForSecret", "urlFrom", "\"server\""]).await?;
+    world.says("broker", "default", &["WaitingForSecret", "urlFrom", "server"]).await?;
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "server" }, "stringData": { "url": url },
     });

@@ -273,3 +273,36 @@ pub(super) async fn wake_hints_new_work(fixture: Fixture) -> Verdict {
     }
     Ok(())
 }
+
+/// Operators declare again and again; a hint for each would keep workers from going to zero.
+pub(super) async fn declaring_again_wakes_nobody(fixture: Fixture) -> Verdict {
+    let quiet = fixture.subject().await?;
+    let busy = Subject { driver: quiet.driver.clone(), queue: fixture.queue_name("busy")? };
+    busy.declare(QueueSettings::default()).await?;
+    let mut hints = fixture.driver().await?.wake().await?;
+    let mut hinted = BTreeSet::new();
+    // What was on its way before the subscription is over once a job is heard of; declarations follow, and one more job.
+    for round in 0..2 {
+        if round == 1 {
+            hinted.clear();
+            for _ in 0..3 {
+                quiet.declare(QueueSettings::default()).await?;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let claimed = async {
+            busy.enqueue(job()).await?;
+            while !hinted.contains(&busy.queue) {
+                let hint = hints.next().await.ok_or_else(|| Failed("the hints ended".into()))??;
+                if let Wake::Queue { queue } = hint {
+                    hinted.insert(queue);
+                }
+            }
+            busy.next().await
+        };
+        let claimed = tokio::time::timeout(SOON, claimed).await??;
+        busy.succeed(&claimed).await?;
+    }
+    check!(!hinted.contains(&quiet.queue), "a declaration that changed nothing woke somebody");
+    Ok(())
+}

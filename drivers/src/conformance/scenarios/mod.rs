@@ -104,6 +104,7 @@ scenarios! {
     administration::owner_mismatch_conflicts: "A queue of one owner is not taken by another without adoption.";
     administration::deletion_by_another_owner_conflicts: "A queue is deleted by its owner alone.";
     administration::stats_are_exact [EXACT]: "Depths are exact at every moment.";
+    administration::declaring_again_wakes_nobody [WAKE]: "A declaration that changes nothing wakes nobody.";
     administration::wake_hints_new_work [WAKE]: "A subscriber hears of new jobs and completions.";
     cancellation::dispatch_context_cancellation_precanceled [FENCING]: "A call that is dropped before it began does nothing.";
     cancellation::dispatch_context_cancellation_midflight [IDS]: "A call that is dropped on its way was done or not done, never half.";

@@ -7,30 +7,37 @@ use crate::conformance::{
     is_kind,
 };
 use crate::{
-    Claim, Declaration, DriverExt, Enqueued, ErrorKind, Failure, JobId, JobState, Limits, ListJobs, NewJob,
-    Notify, Overrides, QueueSettings, ReadCompletions, Settle,
+    Claim, Declaration, DriverExt, DynDriver, Enqueued, ErrorKind, Failure, JobId, JobState, Limits,
+    ListJobs, NewJob, Notify, Overrides, QueueSettings, ReadCompletions, Settle,
 };
 use std::time::Duration;
 
 const MILLI: Duration = Duration::from_millis(1);
 
 pub(super) async fn config_option_fuzz(fixture: Fixture) -> Verdict {
-    depths(&fixture).await?;
-    deliveries(&fixture).await?;
-    retentions(&fixture).await?;
     let subject = fixture.undeclared("calls").await?;
+    let many = Many { fixture: &fixture, driver: subject.driver.clone() };
+    depths(&many).await?;
+    deliveries(&many).await?;
+    retentions(&many).await?;
     subject.declare(QueueSettings::default()).await?;
     leases(&subject).await?;
     delays(&subject).await?;
     counts(&fixture, &subject).await?;
     words(&fixture, &subject).await?;
     overrides(&subject).await?;
-    any_settings(&fixture).await
+    any_settings(&many).await
+}
+
+/// Many queues through one handle: each handle may take several of the server's connections.
+struct Many<'a> {
+    fixture: &'a Fixture,
+    driver: DynDriver,
 }
 
 /// Declares a queue with `settings`; `None` if they are refused as invalid.
-async fn declared(fixture: &Fixture, name: &str, settings: QueueSettings) -> Result<Option<Subject>, Failed> {
-    let subject = fixture.undeclared(name).await?;
+async fn declared(many: &Many<'_>, name: &str, settings: QueueSettings) -> Result<Option<Subject>, Failed> {
+    let subject = Subject { driver: many.driver.clone(), queue: many.fixture.queue_name(name)? };
     let declaration = Declaration { owner: Subject::owner(), settings: settings.clone(), adopt: false };
     match subject.driver.declare(&subject.queue, declaration).await {
         Ok(_) => Ok(Some(subject)),
@@ -39,26 +46,26 @@ async fn declared(fixture: &Fixture, name: &str, settings: QueueSettings) -> Res
     }
 }
 
-async fn depths(fixture: &Fixture) -> Verdict {
+async fn depths(many: &Many<'_>) -> Verdict {
     let settings = |max_depth| QueueSettings { max_depth, ..QueueSettings::default() };
-    if let Some(subject) = declared(fixture, "depth-none", settings(0)).await? {
+    if let Some(subject) = declared(many, "depth-none", settings(0)).await? {
         let answer = subject.driver.enqueue_one(&subject.queue, job()).await;
         check!(is_kind(&answer, ErrorKind::Full), "a queue that holds nothing: {answer:?}");
-        subject.enqueue(job().with_notify(fixture.notify("depth")?)).await?;
+        subject.enqueue(job().with_notify(many.fixture.notify("depth")?)).await?;
     }
     for (name, depth) in [("depth-signed", i64::MAX.unsigned_abs()), ("depth-most", u64::MAX)] {
-        if let Some(subject) = declared(fixture, name, settings(depth)).await? {
+        if let Some(subject) = declared(many, name, settings(depth)).await? {
             subject.enqueue(job()).await?;
         }
     }
     Ok(())
 }
 
-async fn deliveries(fixture: &Fixture) -> Verdict {
+async fn deliveries(many: &Many<'_>) -> Verdict {
     let settings = |max_deliveries| QueueSettings { max_deliveries, ..QueueSettings::default() };
     for (name, most, dies) in [("lost-none", 0, true), ("lost-one", 1, true), ("lost-most", u32::MAX, false)]
     {
-        let Some(subject) = declared(fixture, name, settings(most)).await? else { continue };
+        let Some(subject) = declared(many, name, settings(most)).await? else { continue };
         let id = subject.enqueue(job()).await?;
         subject.next_for(MILLI * 20).await?;
         if dies {
@@ -77,13 +84,13 @@ async fn deliveries(fixture: &Fixture) -> Verdict {
     Ok(())
 }
 
-async fn retentions(fixture: &Fixture) -> Verdict {
+async fn retentions(many: &Many<'_>) -> Verdict {
     let longest = Duration::from_millis(u64::MAX);
     let years = Duration::from_secs(100 * 366 * 24 * 3600);
     for (name, kept) in [("kept-short", Duration::ZERO), ("kept-years", years), ("kept-most", longest)] {
         let settings =
             QueueSettings { retain_completed: kept, retain_dead: kept, ..QueueSettings::default() };
-        let Some(subject) = declared(fixture, name, settings).await? else { continue };
+        let Some(subject) = declared(many, name, settings).await? else { continue };
         if !subject.driver.capabilities().inspect {
             continue;
         }
@@ -241,10 +248,10 @@ async fn overrides(subject: &Subject) -> Verdict {
 }
 
 /// Any mixture of settings: after those that are taken the queue works by them, and by sane ones after those.
-async fn any_settings(fixture: &Fixture) -> Verdict {
+async fn any_settings(many: &Many<'_>) -> Verdict {
     const NUMBERS: [u64; 6] = [0, 1, 2, 1000, i64::MAX.unsigned_abs(), u64::MAX];
     let pick = |roll: u64| NUMBERS[usize::try_from(dice(roll) % 6).unwrap_or(0)];
-    let subject = fixture.undeclared("any").await?;
+    let subject = Subject { driver: many.driver.clone(), queue: many.fixture.queue_name("any")? };
     subject.declare(QueueSettings::default()).await?;
     for round in 0..60 {
         let settings = QueueSettings {
@@ -255,7 +262,7 @@ async fn any_settings(fixture: &Fixture) -> Verdict {
             paused: subject.driver.capabilities().pause && dice(round * 7 + 5).is_multiple_of(2),
             ..QueueSettings::default()
         };
-        let Some(subject) = declared(fixture, "any", settings.clone()).await? else { continue };
+        let Some(subject) = declared(many, "any", settings.clone()).await? else { continue };
         let sent = subject.driver.enqueue_one(&subject.queue, job()).await;
         if settings.max_depth == 0 {
             check!(is_kind(&sent, ErrorKind::Full), "{settings:?}: an enqueue was answered {sent:?}");

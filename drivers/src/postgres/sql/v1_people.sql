@@ -1,7 +1,7 @@
 -- What operators and people do, of schema version 1.
 
--- Makes a queue or brings its settings up to date: 'created', 'updated', 'owned' by somebody else, or of another
--- 'ordering'.
+-- Makes a queue or brings its settings up to date: 'created', 'updated', 'resumed' after a pause, 'owned' by somebody
+-- else, or of another 'ordering'. A row that says all of it already is left alone: operators declare again and again.
 CREATE FUNCTION @schema@.declare_queue(
     p_name text, p_installation text, p_uid text, p_adopt boolean, p_max_depth bigint, p_max_deliveries bigint,
     p_retain_completed bigint, p_retain_dead bigint, p_paused boolean, p_fifo boolean
@@ -27,8 +27,10 @@ BEGIN
     END IF;
     UPDATE @schema@.queues SET installation = p_installation, uid = p_uid, max_depth = p_max_depth,
         max_deliveries = p_max_deliveries, retain_completed = p_retain_completed, retain_dead = p_retain_dead,
-        paused = p_paused WHERE id = q.id;
-    RETURN 'updated';
+        paused = p_paused
+        WHERE id = q.id AND (q.installation, q.uid, q.max_depth, q.max_deliveries, q.retain_completed, q.retain_dead, q.paused)
+            <> (p_installation, p_uid, p_max_depth, p_max_deliveries, p_retain_completed, p_retain_dead, p_paused);
+    RETURN CASE WHEN q.paused AND NOT p_paused THEN 'resumed' ELSE 'updated' END;
 END $$;
 
 -- Removes jobs whatever their state; those that weren't over leave a completion. The caller holds their lines. Answers
