@@ -6,6 +6,8 @@ SHELL := /bin/bash
 # Builds and binaries live outside the checkout, so that a fresh clone starts warm.
 export LONGSHORE_CACHE ?= $(HOME)/.cache/longshore
 export CARGO_TARGET_DIR ?= $(LONGSHORE_CACHE)/target
+# What the suite runs on: `http` is the embedded broker behind its server, `postgres-poll` PostgreSQL without LISTEN.
+BROKERS ?= memory,embedded,http,redis,postgres,postgres-poll
 export LONGSHORE_CONFORMANCE_DIR ?= $(CURDIR)/target/conformance
 CLUSTER := e2e/cluster/cluster
 STEP := e2e/lib/step
@@ -41,8 +43,12 @@ lint: packages ## Formatting, clippy, shellcheck, generated files.
 	@$(STEP) "generated files" "seconds" $(MAKE) --no-print-directory crds-check
 
 .PHONY: unit
-unit: packages ## Unit and property tests, and the conformance suite on the brokers that need no server.
-	@$(STEP) "unit, property and conformance tests" "4 min cold" cargo test --workspace --locked --quiet --exclude longshore-e2e
+unit: packages servers ## Unit and property tests, and the conformance suite on all brokers.
+	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "unit, property and conformance tests" "10 min cold" cargo test --workspace --locked --quiet --exclude longshore-e2e
+
+.PHONY: servers
+servers: ## Programs of the servers that the suite starts; no service is installed or started.
+	@$(STEP) "programs of Redis and PostgreSQL" "20 s cold" e2e/lib/server-programs
 
 .PHONY: crds
 crds: ## Write the CustomResourceDefinitions into the chart.
@@ -52,9 +58,8 @@ crds: ## Write the CustomResourceDefinitions into the chart.
 crds-check:
 	@cargo run --quiet --locked -p longshore-crds --bin crdgen -- --check charts/longshore/definitions
 
-BROKERS ?= memory,embedded,http
 .PHONY: conformance
-conformance: packages ## The conformance suite; BROKERS=memory,embedded,http names the brokers.
+conformance: packages servers ## The conformance suite; BROKERS=embedded,redis names the brokers.
 	@LONGSHORE_TEST_DRIVERS=$(BROKERS) $(STEP) "conformance" "3 min" cargo test --locked --quiet -p longshore-drivers -p longshore-worker-sidecar --test conformance
 
 .PHONY: guarantees

@@ -68,6 +68,7 @@ pub(super) async fn declare(
         (&(settings.ordering == Ordering::Fifo), Type::BOOL),
     ];
     let rows = shared.pool.call(Effect::Change, "declare_queue", &params).await?;
+    shared.depths.forget(queue);
     let verdict: &str = rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
     shared.upkeep.note(queue, Some(Duration::ZERO));
     match verdict {

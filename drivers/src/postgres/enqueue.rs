@@ -63,6 +63,11 @@ impl Depths {
             .is_none_or(|(at, depth, max)| at.elapsed() > FRESH || depth.saturating_add(FAR) > *max)
     }
 
+    /// Another limit may hold from now on.
+    pub(super) fn forget(&self, queue: &QueueName) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+    }
+
     fn note(&self, queue: &QueueName, depth: i64, max: i64) {
         let mut depths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if depths.len() > 1024 {

@@ -10,7 +10,7 @@ use crate::{
     QueueSettings, QueueStats, Settle, Wake,
 };
 use futures::StreamExt;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 pub(super) async fn pause_hands_out_nothing(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;

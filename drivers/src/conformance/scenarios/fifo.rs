@@ -113,7 +113,7 @@ pub(super) async fn ordering_fifo_delay_blocks_key(fixture: Fixture) -> Verdict 
 pub(super) async fn ordering_fifo_lost_lease_blocks_key(fixture: Fixture) -> Verdict {
     let subject = fixture.subject_with(settings()).await?;
     subject.enqueue_all(vec![keyed("a", 0), keyed("a", 1)]).await?;
-    let lost = subject.next_for(Duration::from_millis(200)).await?;
+    let lost = subject.next_for(Duration::from_secs(1)).await?;
     nothing(&subject, "while it runs").await?;
     let again = subject.next().await?;
     check_eq!((number(&again)?, again.delivery), (0, 2), "what comes after its lease");
