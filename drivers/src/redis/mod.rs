@@ -73,7 +73,7 @@ impl Driver for Redis {
     }
 
     /// The durability is the server's own: `Machine` with `appendonly yes` and `appendfsync always`, `None` without
-    /// `appendonly`.
+    /// `appendonly`, else `Process`; with `everysec` that holds only while the disk keeps up, see `docs/brokers/redis.md`.
     async fn probe(&self) -> Result<Probe> {
         let facts = self.core.link.meet(errors::Call::Reads).await?;
         Ok(Probe {
