@@ -32,6 +32,8 @@ pub enum Lease {
 pub enum Durability {
     /// Nothing.
     None,
+    /// All but the last seconds, when its process or its machine dies.
+    Mostly,
     /// Everything when its process dies; when its machine does, the last moments may be lost.
     Process,
     /// Everything, also when its machine dies.

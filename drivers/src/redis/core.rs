@@ -82,7 +82,8 @@ fn capabilities() -> Capabilities {
         wake: true,
         exact_depth: true,
         fifo: true,
-        durability: Durability::Process,
+        // Not known before the server was asked.
+        durability: Durability::None,
         limits: Limits::default(),
     }
 }

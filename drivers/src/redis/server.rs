@@ -131,7 +131,9 @@ async fn durability(connection: &mut MultiplexedConnection, appends: bool) -> Du
         asked.ok().and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default();
     match answer.get("appendfsync").map(String::as_str) {
         Some("always") => Durability::Machine,
-        _ => Durability::Process,
+        Some("no") => Durability::Process,
+        // While an fsync is under way, up to two seconds of acknowledged writes are in the process alone.
+        _ => Durability::Mostly,
     }
 }
 

@@ -91,7 +91,11 @@ fn durable(broker: &Broker, seen: &Seen) -> Reason {
             }
             Durability::Process => Reason::no(
                 "ProcessOnly",
-                "up to a second of acknowledged work can be lost with the machine; a restart of the broker loses nothing",
+                "the last moments of acknowledged work can be lost with the machine; a restart of the broker loses nothing",
+            ),
+            Durability::Mostly => Reason::no(
+                "LastSeconds",
+                "up to two seconds of acknowledged work can be lost with the broker's process or machine",
             ),
             Durability::None => Reason::no("Reported", "the broker says that jobs are gone with it"),
         },
@@ -189,6 +193,13 @@ mod tests {
                 answers("b", Durability::Process),
                 ("True", "Connected"),
                 ("False", "ProcessOnly"),
+            ),
+            (
+                server("redis"),
+                Some("a"),
+                answers("a", Durability::Mostly),
+                ("True", "Connected"),
+                ("False", "LastSeconds"),
             ),
             (server("redis"), None, answer("a", false), ("True", "Connected"), ("False", "Reported")),
             (server("postgres"), None, answer("a", true), ("True", "Connected"), ("True", "Reported")),

@@ -26,9 +26,10 @@ async fn a_server_that_throws_jobs_away_is_refused_by_name() {
 
 #[tokio::test]
 async fn durability_is_what_the_server_does() {
-    let cases: [(&[&str], Durability); 3] = [
+    let cases: [(&[&str], Durability); 4] = [
         (ALWAYS, Durability::Machine),
-        (&["--appendonly", "yes", "--appendfsync", "everysec"], Durability::Process),
+        (&["--appendonly", "yes", "--appendfsync", "everysec"], Durability::Mostly),
+        (&["--appendonly", "yes", "--appendfsync", "no"], Durability::Process),
         (&["--appendonly", "no"], Durability::None),
     ];
     for (settings, expected) in cases {
