@@ -8,6 +8,8 @@ export LONGSHORE_CACHE ?= $(HOME)/.cache/longshore
 export CARGO_TARGET_DIR ?= $(LONGSHORE_CACHE)/target
 # What the suite runs on: `http` is the embedded broker behind its server, `postgres-poll` PostgreSQL without LISTEN.
 BROKERS ?= memory,embedded,http,redis,postgres,postgres-poll
+# What the real sidecar runs on in it.
+export LONGSHORE_TEST_WORKER_BROKERS ?= http
 export LONGSHORE_CONFORMANCE_DIR ?= $(CURDIR)/target/conformance
 CLUSTER := e2e/cluster/cluster
 STEP := e2e/lib/step
@@ -101,6 +103,14 @@ brokers-down: ## End them and remove their data.
 .PHONY: bench
 bench: ## Figures, each beside its raw cost: the embedded broker in process, and the product on the cluster.
 	@e2e/lib/bench
+
+.PHONY: bench-brokers
+bench-brokers: ## What the drivers do beside their bare servers; DEPTH=1000000 goes on in deep queues.
+	@e2e/lib/bench-brokers
+
+.PHONY: soak
+soak: ## A million jobs on each broker while brokers, workers and networks fail. Hours.
+	@BROKERS=$(BROKERS) e2e/lib/soak
 
 .PHONY: images
 images: packages ## Static binaries and images from scratch.

@@ -1,7 +1,7 @@
 //! The worker-level part of the conformance suite: the real sidecar process, a real broker process and an app that is an
 //! ordinary HTTP server. Writes what it found to `target/conformance/workers-<broker>.json`.
 //!
-//! `LONGSHORE_TEST_DRIVERS` names the brokers, separated by commas; those that live inside a process (`memory`,
+//! `LONGSHORE_TEST_WORKER_BROKERS` names the brokers, separated by commas; those that live inside a process (`memory`,
 //! `embedded`) are the business of the drivers' own suite. A named broker that can't be started is a failure.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "scenarios fail by panicking and have no public API")]
 
@@ -49,7 +49,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // Most of a trial's time is waiting.
     arguments.test_threads.get_or_insert(4);
-    let named = std::env::var("LONGSHORE_TEST_DRIVERS").unwrap_or_else(|_| BROKERS.to_owned());
+    let named = std::env::var("LONGSHORE_TEST_WORKER_BROKERS").unwrap_or_else(|_| BROKERS.to_owned());
     let mut trials = judge::trials();
     trials.push(described::trial());
     let mut reports = Vec::new();
