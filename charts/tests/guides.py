@@ -23,6 +23,7 @@ TARGET = re.compile(r"^([a-z][a-z0-9-]*):", re.MULTILINE)
 OTHERS = {
     "curl": "the scenarios run what is marked `run: outside`; the sidecar's own API is tested in worker-sidecar/tests",
     "kill": "with curl",
+    "redis-cli": "drivers/src/redis/tests runs the examples of docs/wire-format-redis.md",
 }
 problems, manifests = [], []
 
