@@ -201,7 +201,8 @@ pub(super) async fn scheduled_100k_due_at_once(fixture: Fixture) -> Verdict {
     let since = Instant::now();
     // The first ones tell how long all of them will take; those are due when all of them are there.
     subject.enqueue_all(vec![numbered(0).with_delay(Duration::from_secs(600)); BATCH]).await?;
-    let moment = since.elapsed() + ahead(since.elapsed(), 1, BATCHES) + Duration::from_millis(500);
+    let all = ahead(since.elapsed(), 1, BATCHES).min(SOON * 2);
+    let moment = since.elapsed() + all + Duration::from_millis(500);
     for _ in 0..BATCHES {
         let delay = moment.saturating_sub(since.elapsed());
         subject.enqueue_all(vec![numbered(1).with_delay(delay); BATCH]).await?;
@@ -211,6 +212,10 @@ pub(super) async fn scheduled_100k_due_at_once(fixture: Fixture) -> Verdict {
     let mut first = None;
     while seen.len() < BATCH * BATCHES as usize {
         let jobs = subject.claim_for(1000, Duration::from_secs(600), SOON).await?;
+        // Where the first batch took longer than the others, all of them are there before their time.
+        if jobs.is_empty() && since.elapsed() < moment + SOON {
+            continue;
+        }
         check!(!jobs.is_empty(), "{} of 100,000 jobs came, then none for {SOON:?}", seen.len());
         check!(since.elapsed() >= moment || enqueued > moment, "a job that was due at once is early");
         first.get_or_insert_with(|| since.elapsed());

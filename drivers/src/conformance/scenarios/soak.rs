@@ -13,7 +13,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -51,6 +51,8 @@ struct Round {
     open: Mutex<BTreeSet<JobId>>,
     produced: AtomicBool,
     over: AtomicBool,
+    /// How many faults there were.
+    faults: AtomicUsize,
     began: Instant,
 }
 
@@ -82,6 +84,7 @@ async fn round(fixture: &Fixture, proxy: &Proxy, number: usize) -> Result<usize,
         open: Mutex::default(),
         produced: AtomicBool::new(false),
         over: AtomicBool::new(false),
+        faults: AtomicUsize::new(0),
         began: Instant::now(),
     };
     let producing = async {
@@ -107,6 +110,11 @@ async fn round(fixture: &Fixture, proxy: &Proxy, number: usize) -> Result<usize,
 async fn produce(round: &Round, task: usize, tasks: usize) -> Verdict {
     let client = round.client(task);
     for batch in (task..ROUND / BATCH).step_by(tasks) {
+        // However fast the machine is, there is work left until each kind of fault had its turn.
+        while batch + tasks >= ROUND / BATCH && round.faults.load(Ordering::Relaxed) < Fault::ALL.len() {
+            check!(!round.is_over()?, "the round is over before its jobs were sent");
+            tokio::time::sleep(PAUSE).await;
+        }
         let ids = (0..BATCH).map(|index| JobId::new(format!("job-{batch}-{index}")));
         let ids: Vec<JobId> = ids.collect::<Result<_, _>>()?;
         round.open().extend(ids.iter().cloned());
@@ -243,6 +251,7 @@ async fn break_things(fixture: &Fixture, proxy: &Proxy, round: &Round, seed: u64
         tokio::time::sleep(Duration::from_millis(dice(roll + 1) % 300)).await;
         fault.end(fixture, proxy).await?;
         faults += 1;
+        round.faults.store(faults, Ordering::Relaxed);
     }
     check!(faults >= kinds, "the jobs were done before each of {kinds} faults had its turn: {faults}");
     Ok(faults)
