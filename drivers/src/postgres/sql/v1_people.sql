@@ -33,8 +33,8 @@ BEGIN
     RETURN CASE WHEN q.paused AND NOT p_paused THEN 'resumed' ELSE 'updated' END;
 END $$;
 
--- Removes jobs whatever their state; those that weren't over leave a completion. The caller holds their lines. Answers
--- whom completions were written to.
+-- Removes jobs whatever their state; those that weren't over leave a completion, in the order of `p_seqs`. The caller
+-- holds their lines. Answers whom completions were written to.
 CREATE FUNCTION @schema@.erase(q @schema@.queues, p_seqs bigint[], p_now bigint) RETURNS text[] LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -53,7 +53,8 @@ BEGIN
     ), completions AS (
         INSERT INTO @schema@.completions (job_seq, settled_at, address, queue, job, outcome, context)
         SELECT g.seq, p_now, j.notify_address, q.name, j.id, '"purged"', j.notify_context
-        FROM gone g JOIN @schema@.jobs j ON j.seq = g.seq WHERE g.notify AND j.notify_address IS NOT NULL ORDER BY g.seq
+        FROM unnest(p_seqs) WITH ORDINALITY AS u(seq, ord) JOIN gone g ON g.seq = u.seq JOIN @schema@.jobs j ON j.seq = g.seq
+        WHERE g.notify AND j.notify_address IS NOT NULL ORDER BY u.ord
         RETURNING address
     ), bodies AS (
         DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = g.seq
@@ -96,7 +97,7 @@ BEGIN
     FOR q IN SELECT * FROM @schema@.queues WHERE name = p_name AND deleted_at IS NOT NULL LOOP
         -- Lines don't matter any more: nobody can claim here.
         q.fifo := false;
-        SELECT array_agg(j.seq) INTO v_seqs FROM (
+        SELECT array_agg(j.seq ORDER BY j.seq) INTO v_seqs FROM (
             SELECT seq FROM @schema@.jobs WHERE queue = q.id ORDER BY id LIMIT 1000 FOR UPDATE) j;
         IF v_seqs IS NULL THEN
             DELETE FROM @schema@.deltas WHERE queue = q.id;
@@ -376,8 +377,9 @@ BEGIN
     END IF;
     -- Whatever somebody else moves at this moment is no longer in the state that was asked for.
     IF p_state < 4 THEN
-        SELECT array_agg(s.seq) INTO v_locked FROM (
-            SELECT w.seq FROM unnest(v_seqs) AS u(seq) JOIN @schema@.waiting w ON w.seq = u.seq
+        SELECT array_agg(s.seq ORDER BY s.ord) INTO v_locked FROM (
+            SELECT w.seq, u.ord FROM unnest(v_seqs) WITH ORDINALITY AS u(seq, ord)
+            JOIN @schema@.waiting w ON w.seq = u.seq
             WHERE (w.state = 3) = (p_state = 3) FOR UPDATE OF w SKIP LOCKED) s;
     ELSE
         SELECT array_agg(s.seq) INTO v_locked FROM (
