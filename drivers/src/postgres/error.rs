@@ -124,14 +124,16 @@ fn of_server(answer: &DbError, effect: Effect) -> Error {
                 format!("PostgreSQL: {said}; the schema is not the one that this version knows"),
             )
         }
-        _ => of_class(answer, &unavailable),
+        _ => of_class(answer, effect, &unavailable),
     }
 }
 
-fn of_class(answer: &DbError, unavailable: &dyn Fn(&str) -> Error) -> Error {
+fn of_class(answer: &DbError, effect: Effect, unavailable: &dyn Fn(&str) -> Error) -> Error {
     let code = answer.code().code();
     match code.get(..2) {
-        Some("08" | "53" | "55" | "57" | "58") => unavailable("nothing was done; see the server's log"),
+        // A pooler's word for a server connection that died: before or after the commit, it can't tell.
+        Some("08") => lost(effect, &format!("the connection failed ({code})")),
+        Some("53" | "55" | "57" | "58") => unavailable("nothing was done; see the server's log"),
         Some("XX") => Error::new(
             ErrorKind::Fatal,
             format!("PostgreSQL found damage ({code}): {}; see the server's log", answer.message()),
