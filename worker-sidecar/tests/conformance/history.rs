@@ -3,6 +3,7 @@
 //! `LONGSHORE_SOAK=1` makes it a million, `LONGSHORE_HISTORY` any number, `LONGSHORE_SEED` repeats the kills of a run.
 
 use crate::{
+    bounds::{at_least, over},
     frame::{
         app::{Answer, Order},
         pod::Pod,
@@ -62,7 +63,9 @@ pub(crate) async fn history_random_kills(site: Site) {
         pods.push(site.pod(|policy| policy.concurrency = 16).await);
     }
     let seed = number("LONGSHORE_SEED").unwrap_or_else(|| u64::from(std::process::id())).max(1);
-    let total = count();
+    let total = over("jobs", count());
+    over("workers", PODS);
+    over("kills of the broker", 1_usize);
     let began = Instant::now();
     let chaos = chaos(&site, &pods, total, Dice(seed));
     let (acknowledged, kills) = futures::join!(produce(&site, total), chaos);
@@ -136,7 +139,7 @@ async fn chaos(site: &Site, pods: &[Pod], total: usize, mut dice: Dice) -> usize
         victim.start().await;
     }
     assert!(!broker_lives, "the broker was never killed");
-    assert!(kills > 0, "no worker was killed: {total} jobs are too few");
+    assert!(kills >= at_least("kills of workers", 1_usize), "no worker was killed: {total} jobs are too few");
     kills
 }
 
