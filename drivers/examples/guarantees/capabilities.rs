@@ -1,5 +1,6 @@
 //! What capabilities mean, for people.
 
+use longshore_drivers::conformance::{Bound, Holds, Unit};
 use serde_json::Value;
 
 /// What each means, by its name on the wire.
@@ -30,6 +31,13 @@ pub(super) const MEANINGS: &[(&str, &str)] = &[
 /// Capabilities that a scenario proves without being skipped where they are missing.
 pub(super) const PROVEN_BY: &[(&str, &str)] = &[("atomicSettle", "completion_is_written_with_the_settle")];
 
+/// Sizes that a broker tells, by capability and field, and the scenario that asserts the same number under this name.
+pub(super) const SIZES: &[(&str, &str, &str, &str)] = &[
+    ("limits", "maxPayload", "payload_large", "of payload"),
+    ("limits", "maxResult", "result_large", "of result"),
+    ("delay", "maxMs", "config_option_fuzz", "delay"),
+];
+
 /// What `capability` means.
 pub(super) fn meaning(capability: &str) -> Option<&'static str> {
     MEANINGS.iter().find(|(name, _)| *name == capability).map(|(_, meaning)| *meaning)
@@ -50,15 +58,14 @@ pub(super) fn shown(capability: &str, value: Option<&Value>) -> String {
         Some(Value::Bool(true)) => "yes".to_owned(),
         Some(Value::Bool(false) | Value::Null) | None => "no".to_owned(),
         Some(Value::String(word)) => format!("`{word}`"),
-        Some(Value::Object(fields)) if capability == "delay" => {
-            let days = fields.get("maxMs").and_then(Value::as_u64).unwrap_or(0) / 86_400_000;
-            format!("≤ {days} days")
-        }
         Some(Value::Object(fields)) => {
-            let kib = |(name, bytes): (&String, &Value)| {
-                format!("{name} {} KiB", bytes.as_u64().unwrap_or(0) / 1024)
+            let bound = |(_, field, _, name): &(&str, &str, &str, &'static str)| {
+                let bound = fields.get(*field)?.as_u64()?;
+                let unit = if field.ends_with("Ms") { Unit::Millis } else { Unit::Bytes };
+                Some(Bound { name: (*name).into(), holds: Holds::AtMost, bound, unit }.to_string())
             };
-            fields.iter().map(kib).collect::<Vec<_>>().join(", ")
+            let of = SIZES.iter().filter(|(of, ..)| *of == capability);
+            of.filter_map(bound).collect::<Vec<_>>().join("; ")
         }
         Some(other) => other.to_string(),
     }

@@ -86,6 +86,12 @@ pub(super) const OF_BROKERS: &[Note] = &[
         shown_by: "soak_broker_faults",
     },
     Note {
+        brokers: &["embedded"],
+        about: About::Rows(&["durability"]),
+        what: "In the suite's process it is restarted in good order; the same broker was killed as `http`.",
+        shown_by: "worker_restart_recovery",
+    },
+    Note {
         brokers: &["redis"],
         about: About::Rows(&[
             "durability",

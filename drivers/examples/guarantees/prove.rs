@@ -2,7 +2,7 @@
 
 use super::{
     Failure,
-    capabilities::{MEANINGS, PROVEN_BY, is_none, meaning},
+    capabilities::{MEANINGS, PROVEN_BY, SIZES, is_none, meaning},
     notes::{About, Note},
     records::{Record, Scenario, Status, Suite},
 };
@@ -123,29 +123,36 @@ pub(super) fn capabilities(suite: &Suite) -> Proof {
     Ok(())
 }
 
-/// Sizes and words about how much are shown as they are; what they are about has scenarios of its own.
+/// What a broker says that it can do, a scenario that needs it did there, and the sizes that it tells were asserted.
 fn claim(broker: &str, record: &Record, capability: &str, value: &Value) -> Proof {
-    let proven_by = PROVEN_BY.iter().find(|(name, _)| *name == capability);
-    let about = |scenario: &&Scenario| scenario.needs.iter().any(|need| need == capability);
-    let mut scenarios = record.scenarios.iter().filter(about).peekable();
-    let nothing_needs_it = scenarios.peek().is_none();
-    match value {
-        Value::Bool(true) => {
-            if let Some((_, scenario)) = proven_by {
-                if !record.scenario(scenario).is_some_and(Scenario::passed) {
-                    return Err(format!("{broker} claims {capability}, but {scenario} did not pass").into());
-                }
-            } else if nothing_needs_it {
-                return Err(format!("{broker} claims {capability}, and no scenario needs it").into());
-            }
-            Ok(())
+    let sizes = SIZES.iter().filter(|(of, ..)| *of == capability);
+    for (_, field, scenario, name) in sizes.clone() {
+        let told = value.get(field).and_then(Value::as_u64);
+        let asserted = record.scenario(scenario).filter(|one| one.passed()).is_some_and(|one| {
+            one.bounds.iter().any(|bound| bound.name == *name && Some(bound.bound) == told)
+        });
+        if !asserted && !is_none(Some(value)) {
+            return Err(format!(
+                "{broker} tells {capability} {field} {told:?}, and {scenario} didn't assert it"
+            )
+            .into());
         }
-        Value::Bool(false) => match scenarios.find(|scenario| scenario.passed()) {
-            Some(scenario) => {
-                Err(format!("{broker} passed {}, but doesn't claim {capability}", scenario.name).into())
+    }
+    let about = |scenario: &&Scenario| scenario.needs.iter().any(|need| need == capability);
+    let passed = record.scenarios.iter().filter(about).find(|scenario| scenario.passed());
+    match (is_none(Some(value)), passed) {
+        (true, Some(scenario)) => {
+            Err(format!("{broker} passed {}, but doesn't claim {capability}", scenario.name).into())
+        }
+        (true, None) | (false, Some(_)) => Ok(()),
+        (false, None) => match PROVEN_BY.iter().find(|(name, _)| *name == capability) {
+            Some((_, scenario)) if record.scenario(scenario).is_some_and(Scenario::passed) => Ok(()),
+            Some((_, scenario)) => {
+                Err(format!("{broker} claims {capability}, but {scenario} did not pass").into())
             }
-            None => Ok(()),
+            // Its sizes are all that there is to it.
+            None if sizes.count() > 0 => Ok(()),
+            None => Err(format!("{broker} claims {capability}, and no scenario that needs it passed").into()),
         },
-        _ => Ok(()),
     }
 }

@@ -58,29 +58,34 @@ impl Numbers<'_> {
 pub(super) fn page(drivers: &Suite, workers: &Suite) -> Result<String, Failure> {
     let numbers = Numbers { notes: drivers.notes.iter().chain(workers.notes).collect() };
     let mut out = HEAD.to_owned();
-    writeln!(out, "- {}", of_all("each scenario below", drivers)?)?;
-    writeln!(out, "- {}", of_all("those of workers", workers)?)?;
+    writeln!(
+        out,
+        "- Of every scenario is asserted beside that: {}. Of those of workers: {}.",
+        of_all(drivers)?,
+        of_all(workers)?
+    )?;
     out.push_str("\nWhat each scenario does: [scenarios.md](scenarios.md) and ");
     out.push_str("[scenarios-workers.md](scenarios-workers.md). On which versions: [compatibility.md](compatibility.md).\n");
     brokers(&mut out, drivers, workers)?;
     what_they_can(&mut out, drivers, &numbers)?;
     out.push_str("\n## What is guaranteed\n\nThrough the driver, which is what operator, sidecar and producers call.\n");
-    areas(&mut out, drivers, &numbers)?;
+    areas(&mut out, drivers, "", &numbers)?;
     out.push_str("\n## What is guaranteed of workers\n\n");
     out.push_str("Through the real sidecar, with a broker's process, one to four sidecars, and apps that are ordinary HTTP\n");
-    out.push_str("servers. A broker without a column here was not run with workers by this suite.\n");
-    areas(&mut out, workers, &numbers)?;
+    out.push_str("servers. `embedded` and `memory` live inside a process, where no sidecar reaches them; another broker that has no\n");
+    out.push_str("column here was not run with workers.\n");
+    areas(&mut out, workers, ", with workers", &numbers)?;
     weaker(&mut out, drivers, workers)?;
     Ok(out)
 }
 
 /// The bounds of a suite, which are one for all brokers.
-fn of_all(what: &str, suite: &Suite) -> Result<String, Failure> {
+fn of_all(suite: &Suite) -> Result<String, Failure> {
     let first = &suite.records[suite.brokers[0]].bounds;
     if let Some(broker) = suite.brokers.iter().find(|broker| suite.records[*broker].bounds != *first) {
         return Err(format!("{broker} ran within other bounds than {}", suite.brokers[0]).into());
     }
-    Ok(format!("Beside that, {what} asserts: {}.", told(first.iter())))
+    Ok(told(first.iter()))
 }
 
 fn told<'a>(bounds: impl Iterator<Item = &'a Bound>) -> String {
@@ -105,7 +110,9 @@ fn brokers(out: &mut String, drivers: &Suite, workers: &Suite) -> Result<(), Fai
             let passed = record.scenarios.iter().filter(|scenario| scenario.passed()).count();
             Some(format!("{passed} of {}", record.scenarios.len()))
         };
-        let (alone, with) = (passed(drivers).unwrap_or_default(), passed(workers).unwrap_or_default());
+        let in_process = ["embedded", "memory"].contains(broker);
+        let alone = passed(drivers).unwrap_or_default();
+        let with = passed(workers).unwrap_or_else(|| if in_process { "–" } else { "not run" }.to_owned());
         writeln!(out, "| `{broker}` | {what} | {alone} | {with} |")?;
     }
     Ok(())
@@ -124,7 +131,7 @@ fn what_they_can(out: &mut String, suite: &Suite, numbers: &Numbers<'_>) -> Resu
     Ok(())
 }
 
-fn areas(out: &mut String, suite: &Suite, numbers: &Numbers<'_>) -> Result<(), Failure> {
+fn areas(out: &mut String, suite: &Suite, with: &str, numbers: &Numbers<'_>) -> Result<(), Failure> {
     let area_of = |scenario: &Scenario| suite.areas.get(&scenario.name).copied();
     let known = |scenario: &&Scenario| AREAS.iter().any(|(area, _)| area_of(scenario) == Some(*area));
     if let Some(stranger) = suite.scenarios().iter().find(|scenario| !known(scenario)) {
@@ -133,7 +140,7 @@ fn areas(out: &mut String, suite: &Suite, numbers: &Numbers<'_>) -> Result<(), F
     for (area, title) in AREAS {
         let mut rows = suite.scenarios().iter().filter(|one| area_of(one) == Some(*area)).peekable();
         if rows.peek().is_some() {
-            writeln!(out, "\n### {title}\n")?;
+            writeln!(out, "\n### {title}{with}\n")?;
             heading(out, "guarantee | scenario | within", suite)?;
             rows.try_for_each(|scenario| row(out, suite, numbers, scenario))?;
         }

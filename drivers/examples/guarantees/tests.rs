@@ -51,8 +51,8 @@ fn able() -> Value {
     json!(able)
 }
 
-fn late(most: u64) -> Value {
-    json!([{ "name": "late", "holds": "atMost", "bound": most, "unit": "ms" }])
+fn most(name: &str, most: u64, unit: &str) -> Value {
+    json!([{ "name": name, "holds": "atMost", "bound": most, "unit": unit }])
 }
 
 fn passed(name: &str, guarantee: &str, needs: &[&str], bounds: &Value) -> Value {
@@ -60,17 +60,32 @@ fn passed(name: &str, guarantee: &str, needs: &[&str], bounds: &Value) -> Value 
 }
 
 fn scenarios() -> Vec<Value> {
-    let all = ["cancel", "exactDepth", "fencing", "fifo", "inspect", "pause", "resultStore", "wake"];
+    let all = [
+        "cancel",
+        "exactDepth",
+        "fencing",
+        "fifo",
+        "idMemory",
+        "inspect",
+        "lease",
+        "pause",
+        "resultStore",
+        "wake",
+    ];
     vec![
         passed("once", "A job comes once.", &all, &json!([])),
-        passed("delayed", "It is late by little.", &["delay"], &late(2000)),
+        passed("delayed", "It is late by little.", &["delay"], &most("late", 2000, "ms")),
         passed("completion_is_written_with_the_settle", "A settle writes.", &[], &json!([])),
         passed("restart", "It survives.", &["durability"], &json!([])),
+        passed("payload_large", "Up to the limit.", &[], &most("of payload", 1 << 20, "bytes")),
+        passed("result_large", "Up to the limit.", &[], &most("of result", 1 << 20, "bytes")),
+        passed("config_option_fuzz", "An edge.", &[], &most("delay", 86_400_000 * 366, "ms")),
     ]
 }
 
 fn record(capabilities: &Value, scenarios: &[Value]) -> Record {
-    let record = json!({ "capabilities": capabilities, "scenarios": scenarios, "bounds": late(10_000) });
+    let record =
+        json!({ "capabilities": capabilities, "scenarios": scenarios, "bounds": most("late", 10_000, "ms") });
     serde_json::from_value(record).unwrap()
 }
 
@@ -82,8 +97,15 @@ fn drivers() -> Suite {
     fewer[3]["status"] = json!("unsupported");
     fewer[3]["missing"] = json!("durability");
     fewer[3]["twin"] = json!(true);
-    let areas =
-        [("once", 'A'), ("delayed", 'B'), ("completion_is_written_with_the_settle", 'F'), ("restart", 'D')];
+    let areas = [
+        ("once", 'A'),
+        ("delayed", 'B'),
+        ("completion_is_written_with_the_settle", 'F'),
+        ("restart", 'D'),
+        ("payload_large", 'H'),
+        ("result_large", 'H'),
+        ("config_option_fuzz", 'I'),
+    ];
     Suite {
         brokers: TWO,
         records: [("http", record(&able(), &scenarios())), ("memory", record(&forgetful, &fewer))].into(),
@@ -154,7 +176,7 @@ fn a_page_that_says_something_else_is_found() {
 #[test]
 fn a_claim_needs_a_scenario() {
     let found = wrong(|suite| of(suite, "http").scenarios[0].needs.retain(|need| need != "cancel"));
-    assert!(found.contains("http claims cancel, and no scenario needs it"), "{found}");
+    assert!(found.contains("http claims cancel, and no scenario that needs it passed"), "{found}");
 }
 
 #[test]
@@ -165,6 +187,26 @@ fn a_claim_that_one_scenario_proves_needs_it_to_have_run() {
         }
     });
     assert!(found.contains("claims atomicSettle, but completion_is_written"), "{found}");
+}
+
+#[test]
+fn a_size_that_is_told_has_to_have_been_asserted() {
+    let found = wrong(|suite| of(suite, "http").scenarios[4].bounds[0].bound -= 1);
+    assert!(
+        found.contains("http tells limits maxPayload Some(1048576), and payload_large didn't"),
+        "{found}"
+    );
+    let found =
+        wrong(|suite| drop(of(suite, "http").capabilities.insert("delay".into(), json!({ "maxMs": 1 }))));
+    assert!(found.contains("http tells delay maxMs Some(1)"), "{found}");
+}
+
+#[test]
+fn a_word_about_how_much_is_a_claim_too() {
+    let found = wrong(|suite| of(suite, "http").scenarios[3].needs.clear());
+    assert!(found.contains("http claims durability, and no scenario that needs it passed"), "{found}");
+    let found = wrong(|suite| of(suite, "memory").scenarios[0].needs.push("durability".to_owned()));
+    assert!(found.contains("memory passed once, but doesn't claim durability"), "{found}");
 }
 
 #[test]
@@ -212,7 +254,7 @@ fn nothing_failed_and_nothing_is_missing() {
     let found = wrong(|suite| of(suite, "http").scenarios[0].status = super::records::Status::Failed);
     assert!(found.contains("http: scenario once failed"), "{found}");
     let found = wrong(|suite| of(suite, "memory").scenarios.truncate(3));
-    assert!(found.contains("memory ran 3 scenarios, http ran 4"), "{found}");
+    assert!(found.contains("memory ran 3 scenarios, http ran 7"), "{found}");
     let found = wrong(|suite| suite.records.retain(|name, _| *name != "memory"));
     assert!(found.contains("there is no record of memory"), "{found}");
     let found = wrong(|suite| suite.areas.retain(|name, _| name != "once"));

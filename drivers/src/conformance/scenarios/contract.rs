@@ -132,7 +132,7 @@ async fn closed(fixture: &Fixture, subject: &Subject) -> Verdict {
     for Story { name, answer, took, .. } in join_all(calls(subject, &held, &fixture.address("closed")?)).await
     {
         check_eq!(kind(answer), Some(ErrorKind::Unavailable), "{name} after the close");
-        let bound = fixture.at_most("a call after the close", SOON);
+        let bound = fixture.at_most("for a call after the close", SOON);
         check!(took < bound, "{name} after the close took {took:?}");
     }
     Ok(())

@@ -67,7 +67,7 @@ impl Fault {
 
 pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
     fixture.over("faults", Fault::ALL.len());
-    let bound = fixture.at_most("a call", BOUND);
+    let bound = fixture.at_most("for a call", BOUND);
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
     let subject = fixture.through(&proxy, &direct).await?;

@@ -56,7 +56,7 @@ pub(super) async fn extend_keeps_the_job(fixture: Fixture) -> Verdict {
     let lease = fixture.over("lease", Duration::from_millis(600));
     let claimed = subject.next_for(lease).await?;
     let since = Instant::now();
-    let held = fixture.over("that it is held", lease * 2);
+    let held = fixture.over("held", lease * 2);
     while since.elapsed() < held {
         let before = claimed.lease_until;
         let extension = subject.driver.extend_one(&subject.queue, &claimed.receipt, lease).await?;

@@ -16,7 +16,7 @@ pub(super) async fn ambiguous_publish(fixture: Fixture) -> Verdict {
     let proxy = fixture.proxy().await?;
     let subject = fixture.through(&proxy, &direct).await?;
     answer_lost(&proxy, &subject, &direct, fixture.over("jobs in the batch", 50_usize)).await?;
-    let bytes = fixture.over("of payload in the one that is cut", Bytes(200_000));
+    let bytes = fixture.over("of payload where it is cut", Bytes(200_000));
     cut_in_the_middle(&proxy, &subject, &direct, bytes).await
 }
 

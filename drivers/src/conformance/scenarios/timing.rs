@@ -84,7 +84,7 @@ pub(super) async fn retry_backoff_not_before_window(fixture: Fixture) -> Verdict
 
 pub(super) async fn delayed_behind_a_longer_one(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let long = fixture.over("for the longer one", Duration::from_secs(60));
+    let long = fixture.over("delay of the longer one", Duration::from_secs(60));
     let short = Duration::from_millis(300);
     subject.enqueue(numbered(0).with_delay(long)).await?;
     subject.enqueue(numbered(1)).await?;
