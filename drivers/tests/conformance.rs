@@ -5,7 +5,7 @@
 use futures::FutureExt;
 use libtest_mimic::{Arguments, Failed, Trial};
 use longshore_drivers::conformance::{
-    ALL, Backend, Broker, Fixture, Offer, Run, Scenario, by_name, use_broker_binary,
+    ALL, Backend, Bound, Bounds, Broker, Fixture, Offer, Run, SOON, Scenario, by_name, use_broker_binary,
 };
 use serde_json::{Value, json};
 use std::{
@@ -21,6 +21,13 @@ const BACKENDS: &str = "memory,embedded,http";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same with `LONGSHORE_SOAK=1`, where one of them does a million jobs.
 const SOAK: Duration = Duration::from_secs(4 * 3600);
+
+/// What a scenario leaves behind beside its verdict.
+#[derive(Default)]
+struct Found {
+    measured: Option<String>,
+    bounds: Vec<Bound>,
+}
 
 type Findings = Arc<Mutex<BTreeMap<&'static str, Value>>>;
 
@@ -84,9 +91,10 @@ fn trial(
         Some(need) => (format!("{}::{}__unsupported", backend.name(), scenario.name), need.refused),
     };
     let supported = missing.is_none();
+    let alone = scenario.alone && offer.alone;
     Trial::test(name, move || {
-        let (verdict, measured) = run
-            .map_or((Ok(()), None), |run| carry_out(&*backend, scenario, run, scenario.alone && supported));
+        let (verdict, found) =
+            run.map_or_else(|| (Ok(()), Found::default()), |run| carry_out(&*backend, scenario, run, alone));
         let status = match (&verdict, supported) {
             (Err(_), _) => "failed",
             (Ok(()), true) => "passed",
@@ -97,7 +105,11 @@ fn trial(
             "status": status,
             "guarantee": scenario.guarantee,
             "needs": scenario.needs.iter().map(|need| need.name).collect::<Vec<_>>(),
-            "measured": measured,
+            // Where it is unsupported: for want of what, and whether its twin proved what is there instead.
+            "missing": missing.map(|need| need.name),
+            "twin": !supported && run.is_some(),
+            "bounds": found.bounds,
+            "measured": found.measured,
         });
         let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
         findings.insert(scenario.name, finding);
@@ -110,38 +122,46 @@ fn carry_out(
     scenario: &Scenario,
     run: Run,
     alone: bool,
-) -> (Result<(), String>, Option<String>) {
+) -> (Result<(), String>, Found) {
     runtime().block_on(async {
         let started = if alone { backend.start_alone().await } else { backend.start().await };
         let broker = match started {
             Ok(broker) => broker,
-            Err(error) => return (Err(format!("the broker can't be started: {error}")), None),
+            Err(error) => return (Err(format!("the broker can't be started: {error}")), Found::default()),
         };
-        let (verdict, measured) = bounded(broker.clone(), scenario, run).await;
+        let answer = bounded(broker.clone(), scenario, run).await;
         broker.stop().await;
-        (verdict, measured)
+        answer
     })
 }
 
-async fn bounded(
-    broker: Arc<dyn Broker>,
-    scenario: &Scenario,
-    run: Run,
-) -> (Result<(), String>, Option<String>) {
+async fn bounded(broker: Arc<dyn Broker>, scenario: &Scenario, run: Run) -> (Result<(), String>, Found) {
     let prefix: String =
         scenario.name.chars().take(12).map(|letter| if letter == '_' { '-' } else { letter }).collect();
     let fixture = Fixture::new(broker, prefix);
-    let measured = fixture.measured();
+    let (measured, bounds) = (fixture.measured(), fixture.bounds());
     // A panic must not leave the broker running.
     let caught = std::panic::AssertUnwindSafe(run(fixture)).catch_unwind();
-    let patience = if std::env::var_os("LONGSHORE_SOAK").is_some() { SOAK } else { PATIENCE };
+    let patience = patience();
     let verdict = match tokio::time::timeout(patience, caught).await {
         Ok(Ok(verdict)) => verdict.map_err(|failed| failed.to_string()),
         Ok(Err(_)) => Err("the scenario panicked".to_owned()),
         Err(_) => Err(format!("the scenario was not over after {patience:?}")),
     };
-    let figure = measured.lock().unwrap_or_else(PoisonError::into_inner).take();
-    (verdict, figure)
+    let measured = measured.lock().unwrap_or_else(PoisonError::into_inner).take();
+    (verdict, Found { measured, bounds: bounds.all() })
+}
+
+fn patience() -> Duration {
+    if std::env::var_os("LONGSHORE_SOAK").is_some() { SOAK } else { PATIENCE }
+}
+
+/// What holds for each scenario beside its own bounds.
+fn of_all() -> Vec<Bound> {
+    let bounds = Bounds::default();
+    bounds.at_most("until anything comes that is waited for", SOON);
+    bounds.at_most("for a scenario", patience());
+    bounds.all()
 }
 
 fn write(name: &str, offer: &Offer, findings: &Findings) {
@@ -151,6 +171,7 @@ fn write(name: &str, offer: &Offer, findings: &Findings) {
         "broker": name,
         "server_version": offer.probe.version,
         "capabilities": offer.probe.capabilities,
+        "bounds": of_all(),
         "scenarios": scenarios,
     });
     let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR")

@@ -91,25 +91,29 @@ impl Backend for InMemory {
     }
 
     async fn start(&self) -> Result<Arc<dyn Broker>> {
-        Ok(Arc::new(MemoryBroker(Arc::new(Memory::new()))))
+        Ok(Arc::new(MemoryBroker(Mutex::new(Arc::new(Memory::new())))))
     }
 }
 
 #[derive(Debug)]
-struct MemoryBroker(Arc<Memory>);
+struct MemoryBroker(Mutex<Arc<Memory>>);
 
 #[async_trait]
 impl Broker for MemoryBroker {
     async fn handle(&self) -> Result<DynDriver> {
-        Ok(self.0.clone())
+        Ok(self.0.lock().await.clone())
     }
 
+    /// As a process does that kept everything in memory: what comes back is empty.
     async fn restart(&self) -> Result<()> {
-        Err(Error::new(ErrorKind::Unsupported, "durability: memory doesn't outlive a restart"))
+        let mut open = self.0.lock().await;
+        open.close().await;
+        *open = Arc::new(Memory::new());
+        Ok(())
     }
 
     async fn stop(&self) {
-        self.0.close().await;
+        self.0.lock().await.close().await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a scenario gets, and what most scenarios do with it.
 
-use super::{Broker, Verdict, proxy::Proxy};
+use super::{Amount, Bounds, Broker, Verdict, check, proxy::Proxy};
 use crate::{
     Address, Claim, Claimed, Completion, CompletionPage, Declaration, DriverExt, DynDriver, Enqueued, JobId,
     JobRecord, JobState, NewJob, Notify, Owner, Payload, QueueName, QueueSettings, QueueStats,
@@ -32,7 +32,7 @@ impl fmt::Display for Failed {
 }
 
 /// How long anything may take that has no reason to take long.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// A broker and names that no other trial uses.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ pub struct Fixture {
     broker: Arc<dyn Broker>,
     prefix: String,
     measured: Arc<Mutex<Option<String>>>,
+    bounds: Bounds,
 }
 
 impl Fixture {
@@ -50,7 +51,43 @@ impl Fixture {
         static RUN: OnceLock<String> = OnceLock::new();
         let run = RUN.get_or_init(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_owned());
         let trial = TRIALS.fetch_add(1, Ordering::Relaxed);
-        Self { broker, prefix: format!("{}-{run}-{trial}", prefix.into()), measured: Arc::default() }
+        let prefix = format!("{}-{run}-{trial}", prefix.into());
+        Self { broker, prefix, measured: Arc::default(), bounds: Bounds::default() }
+    }
+
+    /// Where the numbers go that the scenario asserts.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds.clone()
+    }
+
+    /// Answers `bound` for the scenario to assert, and keeps it for the report.
+    pub(super) fn at_most<A: Amount>(&self, name: &'static str, bound: A) -> A {
+        self.bounds.at_most(name, bound)
+    }
+
+    /// Answers `bound` for the scenario to assert, and keeps it for the report.
+    pub(super) fn at_least<A: Amount>(&self, name: &'static str, bound: A) -> A {
+        self.bounds.at_least(name, bound)
+    }
+
+    /// Answers `amount`, which the scenario makes the broker go through, and keeps it for the report.
+    pub(super) fn over<A: Amount>(&self, name: &'static str, amount: A) -> A {
+        self.bounds.over(name, amount)
+    }
+
+    /// What was due after `due` came after `took`: not before.
+    pub(super) fn not_early(&self, what: &str, took: Duration, due: Duration) -> Verdict {
+        let early = self.at_most("early", Duration::ZERO);
+        check!(took + early >= due, "{what} that was due after {due:?} came after {took:?}");
+        Ok(())
+    }
+
+    /// What was due after `due` came after `took`: not before, and late by less than `late`.
+    pub(super) fn in_time(&self, what: &str, took: Duration, due: Duration, late: Duration) -> Verdict {
+        self.not_early(what, took, due)?;
+        let late = self.at_most("late", late);
+        check!(took < due + late, "{what} that was due after {due:?} came after {took:?}");
+        Ok(())
     }
 
     /// Where a figure goes that the scenario measured.

@@ -5,6 +5,7 @@
 //! `tests/conformance.rs` runs them; wrappers and other crates can run [`ALL`] on drivers of their own.
 
 mod backends;
+mod bounds;
 mod fixture;
 pub mod history;
 mod http_backend;
@@ -13,7 +14,8 @@ mod scenarios;
 pub mod servers;
 
 pub use backends::{Backend, Broker, by_name};
-pub use fixture::{Failed, Fixture, Subject, eventually};
+pub use bounds::{Amount, Bound, Bounds, Bytes, Holds, Unit};
+pub use fixture::{Failed, Fixture, SOON, Subject, eventually};
 pub use http_backend::use_broker_binary;
 pub use scenarios::ALL;
 
@@ -104,8 +106,9 @@ pub struct Need {
 impl Scenario {
     /// The first capability that is missing.
     pub fn missing(&self, offer: &Offer) -> Option<&'static Need> {
-        let alone = self.alone.then_some(&needs::ALONE);
-        self.needs.iter().copied().chain(alone).find(|need| !(need.holds)(offer))
+        // First: what a broker that others use might be able to do is not looked at.
+        let alone: Option<&'static Need> = self.alone.then_some(&needs::ALONE);
+        alone.into_iter().chain(self.needs.iter().copied()).find(|need| !(need.holds)(offer))
     }
 }
 
@@ -187,7 +190,7 @@ pub(crate) mod needs {
     pub(crate) static DURABLE: Need = Need {
         name: "durability",
         holds: |offer| capabilities(offer).durability >= crate::Durability::Process,
-        refused: None,
+        refused: Some(|fixture| Box::pin(refusals::durable(fixture))),
     };
     pub(crate) static FIFO: Need = Need {
         name: "fifo",
@@ -195,7 +198,11 @@ pub(crate) mod needs {
         refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
     };
     pub(crate) static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
-    pub(crate) static NETWORK: Need = Need { name: "network", holds: |offer| offer.network, refused: None };
+    pub(crate) static NETWORK: Need = Need {
+        name: "network",
+        holds: |offer| offer.network,
+        refused: Some(|fixture| Box::pin(refusals::network(fixture))),
+    };
     pub(crate) static PROCESS: Need = Need {
         name: "process",
         holds: |offer| offer.process,

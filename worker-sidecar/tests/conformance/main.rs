@@ -5,18 +5,21 @@
 //! `embedded`) are the business of the drivers' own suite. A named broker that can't be started is a failure.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "scenarios fail by panicking and have no public API")]
 
+mod bounds;
 mod described;
 mod frame;
 mod history;
 mod judge;
 mod scenarios;
 
+use bounds::BOUNDS;
 use frame::{
     broker::{Door, IN_PROCESS, by_name},
     site::Site,
 };
 use futures::{FutureExt, future::LocalBoxFuture};
 use libtest_mimic::{Arguments, Failed, Trial};
+use longshore_drivers::conformance::{Bound, Bounds};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -103,11 +106,13 @@ fn version(door: &dyn Door) -> Result<String, String> {
 fn trial(door: &Arc<dyn Door>, scenario: &'static Scenario, findings: &Findings) -> Trial {
     let (door, findings) = (door.clone(), findings.clone());
     Trial::test(format!("{}::{}", door.name(), scenario.name), move || {
-        let (verdict, measured) = carry_out(&*door, scenario);
+        let bounds = Bounds::default();
+        let (verdict, measured) = carry_out(&*door, scenario, &bounds);
         let finding = json!({
             "name": scenario.name,
             "status": if verdict.is_ok() { "passed" } else { "failed" },
             "guarantee": scenario.guarantee,
+            "bounds": bounds.all(),
             "measured": measured,
         });
         findings.lock().unwrap_or_else(PoisonError::into_inner).insert(scenario.name, finding);
@@ -118,7 +123,7 @@ fn trial(door: &Arc<dyn Door>, scenario: &'static Scenario, findings: &Findings)
 /// Scenarios that need the machine for themselves wait for the others, and the others for them.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-fn carry_out(door: &dyn Door, scenario: &Scenario) -> (Result<(), String>, Option<String>) {
+fn carry_out(door: &dyn Door, scenario: &Scenario, bounds: &Bounds) -> (Result<(), String>, Option<String>) {
     let (_alone, _beside) = if scenario.alone {
         (Some(MACHINE.write().unwrap_or_else(PoisonError::into_inner)), None)
     } else {
@@ -129,7 +134,8 @@ fn carry_out(door: &dyn Door, scenario: &Scenario) -> (Result<(), String>, Optio
         Err(error) => return (Err(format!("no temporary directory: {error}")), None),
     };
     let measured = Arc::default();
-    let verdict = runtime().block_on(bounded(door, scenario, directory.path(), &measured));
+    let running = bounded(door, scenario, directory.path(), &measured);
+    let verdict = runtime().block_on(BOUNDS.scope(bounds.clone(), running));
     if verdict.is_err() && std::env::var_os("LONGSHORE_CONFORMANCE_KEEP").is_some() {
         eprintln!("{}: its files stay in {}", scenario.name, directory.keep().display());
     }
@@ -161,11 +167,23 @@ fn text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "the scenario panicked".to_owned())
 }
 
+/// What holds for each scenario beside its own bounds.
+fn of_all() -> Vec<Bound> {
+    let bounds = Bounds::default();
+    bounds.at_most("until anything comes that is waited for", frame::DEADLINE);
+    bounds.all()
+}
+
 fn write(name: &str, version: &str, findings: &Findings) {
     let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
     let all = scenarios::ALL.iter();
     let scenarios: Vec<&Value> = all.filter_map(|scenario| findings.get(scenario.name)).collect();
-    let report = json!({ "broker": name, "server_version": version, "scenarios": scenarios });
+    let report = json!({
+        "broker": name,
+        "server_version": version,
+        "bounds": of_all(),
+        "scenarios": scenarios,
+    });
     let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance"), PathBuf::from);
     let path = directory.join(format!("workers-{name}.json"));

@@ -2,7 +2,7 @@
 
 use crate::conformance::{
     Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
-    fixture::{job, numbered},
+    fixture::{SOON, job, numbered},
 };
 use crate::{
     DeadReason, Enqueued, Failure, JobId, JobState, Limits, Outcome, Payload, QueueSettings, ReadCompletions,
@@ -235,7 +235,7 @@ pub(super) async fn completions_in_settle_order(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let address = fixture.address("order")?;
     let notify = fixture.notify("order")?;
-    let jobs = (0..12).map(|index| numbered(index).with_notify(notify.clone()));
+    let jobs = (0..fixture.over("completions", 12)).map(|index| numbered(index).with_notify(notify.clone()));
     subject.enqueue_all(jobs.collect()).await?;
     let mut claimed = subject.claim(12).await?;
     claimed.reverse();
@@ -278,6 +278,8 @@ pub(super) async fn retention_removes_finished_jobs(fixture: Fixture) -> Verdict
     for job in done {
         subject.succeed(job).await?;
     }
+    // `gone` waits for no longer than that.
+    fixture.at_most("after its retention", SOON);
     for job in done {
         gone(&subject, &job.id).await?;
     }

@@ -66,6 +66,8 @@ impl Fault {
 }
 
 pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
+    fixture.over("faults", Fault::ALL.len());
+    let bound = fixture.at_most("for a call", BOUND);
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
     let subject = fixture.through(&proxy, &direct).await?;
@@ -77,8 +79,9 @@ pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
         fault.begin(&fixture, &proxy).await?;
         let told = join_all(calls(&subject, &held, &fixture.address("told")?)).await;
         fault.end(&fixture, &proxy).await?;
+        fixture.over("operations", told.len());
         for Story { name, allowed, answer, took } in told {
-            check!(took <= BOUND, "{fault:?}: {name} took {took:.1?}");
+            check!(took <= bound, "{fault:?}: {name} took {took:.1?}");
             let kind = answer.as_ref().err().map(|error| error.kind);
             check!(
                 kind.is_some_and(|kind| allowed.contains(&kind)),
@@ -185,6 +188,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) async fn dispatch_during_broker_fault(fixture: Fixture) -> Verdict {
     const PRODUCERS: usize = 4;
+    fixture.over("producers", PRODUCERS);
+    fixture.over("faults", Fault::ALL.len());
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
     let through = fixture.through(&proxy, &direct).await?;
@@ -254,6 +259,9 @@ pub(super) async fn judge(subject: &Subject, history: &Arc<History>) -> Verdict 
 pub(super) async fn consume_after_broker_recovery(fixture: Fixture) -> Verdict {
     const CONSUMERS: usize = 4;
     const JOBS: usize = 3000;
+    fixture.over("consumers", CONSUMERS);
+    fixture.over("jobs", JOBS);
+    fixture.over("faults", Fault::ALL.len());
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
     let through = fixture.through(&proxy, &direct).await?;

@@ -40,18 +40,19 @@ async fn nothing(subject: &Subject, what: &str) -> Verdict {
 
 pub(super) async fn ordering_fifo_one_at_a_time(fixture: Fixture) -> Verdict {
     let subject = fixture.subject_with(settings()).await?;
-    let ids = subject.enqueue_all((0..5).map(|index| keyed("a", index)).collect()).await?;
+    let jobs = fixture.over("jobs of a key", 5_usize);
+    let ids = subject.enqueue_all((0..jobs).map(|index| keyed("a", index)).collect()).await?;
     let other = subject.beside(&fixture).await?;
-    for index in 0..5 {
+    for index in 0..jobs {
         let held = only(&subject, "the next job of the key", index).await?;
         check_eq!(held.ordering_key.as_deref(), Some("a"), "its key");
         nothing(&other, "while it runs").await?;
-        if subject.driver.capabilities().inspect && index < 4 {
+        if subject.driver.capabilities().inspect && index + 1 < jobs {
             check_eq!(subject.state(&ids[index + 1]).await?, JobState::Blocked, "the job behind it");
         }
         if subject.driver.capabilities().exact_depth {
             let stats = subject.stats().await?;
-            check_eq!((stats.ready, stats.blocked), (Some(0), Some(4 - index as u64)), "depths");
+            check_eq!((stats.ready, stats.blocked), (Some(0), Some((jobs - 1 - index) as u64)), "depths");
         }
         subject.succeed(&held).await?;
     }
@@ -84,7 +85,7 @@ pub(super) async fn ordering_fifo_retry_blocks_key(fixture: Fixture) -> Verdict 
     subject.settle(&held[0], Settle::Retry { delay, failure }).await?;
     nothing(&subject, "while the first one waits for its retry").await?;
     let again = subject.next().await?;
-    check!(since.elapsed() >= delay, "the retry was early");
+    fixture.not_early("a retry", since.elapsed(), delay)?;
     check_eq!((number(&again)?, again.attempt), (0, 2), "the job that comes next, and its attempt");
     subject.settle(&again, Settle::Release { delay: Duration::ZERO }).await?;
     let released = only(&subject, "after a release", 0).await?;
@@ -102,7 +103,7 @@ pub(super) async fn ordering_fifo_delay_blocks_key(fixture: Fixture) -> Verdict 
     let free = only(&subject, "while the first one is delayed", 2).await?;
     subject.succeed(&free).await?;
     let first = subject.next().await?;
-    check!(since.elapsed() >= delay, "the delayed job was early");
+    fixture.not_early("the delayed job", since.elapsed(), delay)?;
     check_eq!(number(&first)?, 0, "the delayed job comes first");
     nothing(&subject, "while it runs").await?;
     subject.succeed(&first).await?;
@@ -161,6 +162,9 @@ pub(super) async fn ordering_fifo_any_end_frees_key(fixture: Fixture) -> Verdict
 pub(super) async fn ordering_fifo_many_workers(fixture: Fixture) -> Verdict {
     const KEYS: usize = 7;
     const JOBS: usize = 210;
+    fixture.over("keys", KEYS);
+    fixture.over("jobs", JOBS);
+    let claimers = fixture.over("claimers", 6_usize);
     let subject = fixture.subject_with(settings()).await?;
     for first in (0..JOBS).step_by(30) {
         let jobs = (first..first + 30).map(|index| keyed(&format!("key-{}", index % KEYS), index));
@@ -193,7 +197,7 @@ pub(super) async fn ordering_fifo_many_workers(fixture: Fixture) -> Verdict {
             }
         }
     };
-    futures::future::try_join_all((0..6).map(work)).await?;
+    futures::future::try_join_all((0..claimers).map(work)).await?;
     for (key, order) in order.into_inner().into_iter().enumerate() {
         let expected: Vec<_> = (key..JOBS).step_by(KEYS).collect();
         check_eq!(order, expected, "the order in which the jobs of key {key} were done");

@@ -22,7 +22,7 @@ pub(super) async fn lease_expiry_returns_job_and_counts_a_delivery(fixture: Fixt
     subject.next_for(SHORT).await?;
     let again = other.next().await?;
     let took = since.elapsed();
-    check!(took >= SHORT, "a job came back after {took:?} of a lease of {SHORT:?}");
+    fixture.not_early("a job under a lease", took, SHORT)?;
     check_eq!((again.attempt, again.delivery), (1, 2), "attempt and delivery");
     let lost = subject.record(&id).await?.map(|record| record.lost_deliveries);
     check_eq!(lost, Some(1), "lost deliveries");
@@ -53,10 +53,11 @@ pub(super) async fn extend_keeps_the_job(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let other = subject.beside(&fixture).await?;
     subject.enqueue(job()).await?;
-    let lease = Duration::from_millis(600);
+    let lease = fixture.over("lease", Duration::from_millis(600));
     let claimed = subject.next_for(lease).await?;
     let since = Instant::now();
-    while since.elapsed() < lease * 2 {
+    let held = fixture.over("held", lease * 2);
+    while since.elapsed() < held {
         let before = claimed.lease_until;
         let extension = subject.driver.extend_one(&subject.queue, &claimed.receipt, lease).await?;
         check!(extension.lease_until >= before, "an extension made the lease shorter");
@@ -68,10 +69,11 @@ pub(super) async fn extend_keeps_the_job(fixture: Fixture) -> Verdict {
 }
 
 pub(super) async fn max_deliveries_quarantines(fixture: Fixture) -> Verdict {
-    let settings = QueueSettings { max_deliveries: 2, ..QueueSettings::default() };
+    let most = fixture.at_most("lost deliveries", 2_u32);
+    let settings = QueueSettings { max_deliveries: most, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     let id = subject.enqueue(job()).await?;
-    for _ in 0..2 {
+    for _ in 0..most {
         subject.next_for(Duration::from_millis(100)).await?;
     }
     eventually("a job that was lost twice is dead", || async {
@@ -82,7 +84,7 @@ pub(super) async fn max_deliveries_quarantines(fixture: Fixture) -> Verdict {
     let Some(record) = subject.record(&id).await? else {
         return Err(Failed("a quarantined job is not known".into()));
     };
-    check_eq!((record.attempts, record.lost_deliveries), (0, 2), "attempts and lost deliveries");
+    check_eq!((record.attempts, record.lost_deliveries), (0, most), "attempts and lost deliveries");
     check!(
         matches!(&record.outcome, Some(Outcome::Dead { reason: DeadReason::Quarantined, failure }) if !failure.reason.is_empty()),
         "the outcome is {:?}",
@@ -95,7 +97,7 @@ pub(super) async fn throttle_never_quarantines(fixture: Fixture) -> Verdict {
     let settings = QueueSettings { max_deliveries: 2, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     subject.enqueue(job()).await?;
-    for delivery in 1..=6 {
+    for delivery in 1..=fixture.over("releases", 6_u32) {
         let claimed = subject.next().await?;
         check_eq!((claimed.attempt, claimed.delivery), (1, delivery), "attempt and delivery");
         let release = Settle::Release { delay: Duration::from_millis(5) };
@@ -106,18 +108,20 @@ pub(super) async fn throttle_never_quarantines(fixture: Fixture) -> Verdict {
 }
 
 pub(super) async fn throttle_between_losses_counts_losses_only(fixture: Fixture) -> Verdict {
-    let settings = QueueSettings { max_deliveries: 2, ..QueueSettings::default() };
+    let most = fixture.at_most("lost deliveries", 2_u32);
+    let releases = fixture.over("releases before each", 3_u32);
+    let settings = QueueSettings { max_deliveries: most, ..QueueSettings::default() };
     let subject = fixture.subject_with(settings).await?;
     let id = subject.enqueue(job()).await?;
-    for lost in 1..=2 {
+    for lost in 1..=most {
         // Releases neither count nor make up for a loss.
-        for _ in 0..3 {
+        for _ in 0..releases {
             let claimed = subject.next().await?;
             subject.settle(&claimed, Settle::Release { delay: Duration::ZERO }).await?;
             check_eq!(subject.state(&id).await?, JobState::Ready, "the state after a release");
         }
         subject.next_for(Duration::from_millis(100)).await?;
-        let expected = if lost == 2 { JobState::Dead } else { JobState::Ready };
+        let expected = if lost == most { JobState::Dead } else { JobState::Ready };
         eventually("a lost job is where it belongs", || async { Ok(subject.state(&id).await? == expected) })
             .await?;
         let record = subject.record(&id).await?;
@@ -129,8 +133,9 @@ pub(super) async fn throttle_between_losses_counts_losses_only(fixture: Fixture)
 
 /// Three handlers that take three times their lease, and somebody who wants their jobs all the time.
 pub(super) async fn heartbeat_keeps_one_leased_run(fixture: Fixture) -> Verdict {
-    const JOBS: usize = 3;
-    let (lease, beats) = (Duration::from_millis(900), 9);
+    let jobs_held = fixture.over("jobs", 3_usize);
+    let (lease, beats) =
+        (fixture.over("lease", Duration::from_millis(900)), fixture.over("extensions", 9_u32));
     let subject = fixture.subject().await?;
     let history = Arc::new(History::default());
     let client = async |number| {
@@ -138,12 +143,12 @@ pub(super) async fn heartbeat_keeps_one_leased_run(fixture: Fixture) -> Verdict 
         Ok::<_, Failed>(Client::new(&history, number, driver, subject.queue.clone()))
     };
     let (worker, rival) = (client(0).await?, client(1).await?);
-    let jobs = (0..JOBS).map(|index| JobId::new(format!("job-{index}")).map(|id| job().with_id(id)));
+    let jobs = (0..jobs_held).map(|index| JobId::new(format!("job-{index}")).map(|id| job().with_id(id)));
     for answer in worker.enqueue(jobs.collect::<Result<_, _>>()?).await? {
         answer?;
     }
     let held = worker.claim(10, lease, Duration::ZERO).await?;
-    check_eq!(held.len(), JOBS, "jobs that were claimed");
+    check_eq!(held.len(), jobs_held, "jobs that were claimed");
     let run = async {
         for _ in 0..beats {
             tokio::time::sleep(lease / 3).await;

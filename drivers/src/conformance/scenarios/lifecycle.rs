@@ -38,7 +38,8 @@ pub(super) async fn worker_restart_recovery(fixture: Fixture) -> Verdict {
     }
     check_eq!(after.next().await?.id, waiting, "the job that waited");
     // A lease may hold longer over a restart: nobody could extend it meanwhile.
-    let again = after.claim_for(1, LEASE, SOON * 2).await?.pop();
+    let bound = fixture.at_most("until a lost job comes again", SOON * 2);
+    let again = after.claim_for(1, LEASE, bound).await?.pop();
     let again = again.ok_or_else(|| Failed("a job whose claimer was lost does not come again".into()))?;
     check_eq!((&again.id, again.delivery), (&interrupted, 2), "the job whose claimer was lost");
     let stale = after.driver.settle_one(&after.queue, &lost.receipt, Settle::Succeed { result: None }).await;
@@ -61,7 +62,7 @@ pub(super) async fn worker_restart_delay_recovery(fixture: Fixture) -> Verdict {
     let claimed = after.next().await?;
     let took = since.elapsed();
     check_eq!(claimed.id, id, "the delayed job");
-    check!(took >= delay, "a job delayed by {delay:?} came after {took:?}");
+    fixture.not_early("the delayed job", took, delay)?;
     fixture.measure(format!("{:.1?} late", took.saturating_sub(delay)));
     Ok(())
 }
@@ -82,7 +83,8 @@ pub(super) async fn shutdown_during_delay_retry(fixture: Fixture) -> Verdict {
         before.driver.close().await;
         since.elapsed()
     });
-    check!(closing < SOON, "closing took {closing:?}");
+    let bound = fixture.at_most("for the close", SOON);
+    check!(closing < bound, "closing took {closing:?}");
     let ended = waited.as_ref().map_or_else(|error| error.kind == ErrorKind::Unavailable, Vec::is_empty);
     check!(ended, "a claim that waited was answered {waited:?} by the close");
 
@@ -92,7 +94,7 @@ pub(super) async fn shutdown_during_delay_retry(fixture: Fixture) -> Verdict {
     for _ in 0..2 {
         let claimed = after.next().await?;
         let took = since.elapsed();
-        check!(took >= delay, "a job that was put off by {delay:?} came after {took:?}");
+        fixture.not_early("a job that was put off", took, delay)?;
         after.succeed(&claimed).await?;
         seen.push((claimed.id, claimed.attempt));
     }
@@ -107,7 +109,7 @@ pub(super) async fn shutdown_idempotent(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     subject.enqueue(job()).await?;
     let driver = &subject.driver;
-    tokio::time::timeout(SOON, async {
+    tokio::time::timeout(fixture.at_most("for all closes", SOON), async {
         tokio::join!(driver.close(), driver.close());
         driver.close().await;
     })

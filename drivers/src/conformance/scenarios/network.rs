@@ -1,7 +1,7 @@
 //! Networks that break in the middle of something, are split, or slow, while the broker is well.
 
 use crate::conformance::{
-    Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
+    Bytes, Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
     fixture::{LEASE, job, numbered},
     is_kind,
     proxy::{Proxy, Side, Weather},
@@ -15,16 +15,17 @@ pub(super) async fn ambiguous_publish(fixture: Fixture) -> Verdict {
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
     let subject = fixture.through(&proxy, &direct).await?;
-    answer_lost(&proxy, &subject, &direct).await?;
-    cut_in_the_middle(&proxy, &subject, &direct).await
+    answer_lost(&proxy, &subject, &direct, fixture.over("jobs in the batch", 50_usize)).await?;
+    let bytes = fixture.over("of payload where it is cut", Bytes(200_000));
+    cut_in_the_middle(&proxy, &subject, &direct, bytes).await
 }
 
 /// The answer is lost after the request went through; the same id again adds nothing.
-async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verdict {
+async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject, batch: usize) -> Verdict {
     for round in 0..20 {
         // A connection that is there already, so that the first thing to be lost is an answer.
         eventually("the handle works", || async { Ok(subject.stats().await.is_ok()) }).await?;
-        let jobs: Vec<_> = (0..50)
+        let jobs: Vec<_> = (0..batch)
             .map(|index| Ok(numbered(index).with_id(JobId::new(format!("lost-{round}-{index}"))?)))
             .collect::<Result<_, Failed>>()?;
         proxy.set(Weather::Cut(Side::Server, 0));
@@ -62,10 +63,15 @@ async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verd
 }
 
 /// The connection breaks in the middle of a job: half a job is none.
-async fn cut_in_the_middle(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verdict {
+async fn cut_in_the_middle(
+    proxy: &Proxy,
+    subject: &Subject,
+    direct: &Subject,
+    Bytes(size): Bytes,
+) -> Verdict {
     let id = JobId::new("half")?;
-    let large = NewJob::new("large", Payload::json(vec![b'1'; 200_000])).with_id(id.clone());
-    proxy.set(Weather::Cut(Side::Client, 50_000));
+    let large = NewJob::new("large", Payload::json(vec![b'1'; size])).with_id(id.clone());
+    proxy.set(Weather::Cut(Side::Client, size / 4));
     let answer = subject.driver.enqueue_one(&subject.queue, large.clone()).await;
     let kind = answer.as_ref().err().map(|error| error.kind);
     check!(
@@ -87,7 +93,7 @@ pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
     let proxy = fixture.proxy().await?;
     let cut_off = fixture.through(&proxy, &direct).await?;
     let id = direct.enqueue(job()).await?;
-    let lease = Duration::from_millis(1500);
+    let lease = fixture.over("lease", Duration::from_millis(1500));
     let held = cut_off.next_for(lease).await?;
     proxy.set(Weather::Reset);
     let extend = cut_off.driver.extend_one(&cut_off.queue, &held.receipt, lease).await;
@@ -115,7 +121,7 @@ pub(super) async fn slow_network_changes_nothing(fixture: Fixture) -> Verdict {
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
     let far = fixture.through(&proxy, &direct).await?;
-    let by = Duration::from_millis(100);
+    let by = fixture.over("slower each way", Duration::from_millis(100));
     proxy.set(Weather::Slow(by));
     let since = Instant::now();
     let address = fixture.address("far")?;

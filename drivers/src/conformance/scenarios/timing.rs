@@ -18,8 +18,7 @@ pub(super) async fn delay_not_before_window(fixture: Fixture) -> Verdict {
         subject.enqueue(job().with_delay(delay)).await?;
         let claimed = subject.next().await?;
         let took = since.elapsed();
-        check!(took >= delay, "a job delayed by {delay:?} came after {took:?}");
-        check!(took < delay + LATE, "a job delayed by {delay:?} came after {took:?}");
+        fixture.in_time("a delayed job", took, delay, LATE)?;
         check!(claimed.ready_at.since(claimed.enqueued_at) >= delay, "ready_at is before the due time");
         worst = worst.max(took.saturating_sub(delay));
         subject.succeed(&claimed).await?;
@@ -40,7 +39,7 @@ pub(super) async fn claim_wakes_for_due_job(fixture: Fixture) -> Verdict {
     let (claimed, (id, since)) = (claimed?, enqueued?);
     let took = since.elapsed();
     check_eq!(claimed.id, id, "the job");
-    check!(took >= delay && took < delay + LATE, "a job delayed by {delay:?} came after {took:?}");
+    fixture.in_time("a delayed job", took, delay, LATE)?;
     fixture.measure(format!("{:.1?} late", took.saturating_sub(delay)));
     Ok(())
 }
@@ -75,7 +74,7 @@ pub(super) async fn retry_backoff_not_before_window(fixture: Fixture) -> Verdict
         subject.settle(&claimed, settle).await?;
         claimed = subject.next().await?;
         let took = since.elapsed();
-        check!(took >= delay && took < delay + LATE, "a retry after {delay:?} came after {took:?}");
+        fixture.in_time("a retry", took, delay, LATE)?;
         worst = worst.max(took.saturating_sub(delay));
     }
     check_eq!(claimed.attempt, 5, "the attempt after four retries");
@@ -85,7 +84,8 @@ pub(super) async fn retry_backoff_not_before_window(fixture: Fixture) -> Verdict
 
 pub(super) async fn delayed_behind_a_longer_one(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let (long, short) = (Duration::from_secs(60), Duration::from_millis(300));
+    let long = fixture.over("delay of the longer one", Duration::from_secs(60));
+    let short = Duration::from_millis(300);
     subject.enqueue(numbered(0).with_delay(long)).await?;
     subject.enqueue(numbered(1)).await?;
     let claimed = subject.next().await?;
@@ -96,14 +96,14 @@ pub(super) async fn delayed_behind_a_longer_one(fixture: Fixture) -> Verdict {
     let claimed = subject.next().await?;
     let took = since.elapsed();
     check_eq!(number(&claimed)?, 2, "the job behind longer delays");
-    check!(took >= short && took < short + LATE, "a job delayed by {short:?} came after {took:?}");
+    fixture.in_time("a delayed job", took, short, LATE)?;
     let since = Instant::now();
     let failure = Failure::new("HandlerError", "soon");
     subject.settle(&claimed, Settle::Retry { delay: short, failure }).await?;
     let claimed = subject.next().await?;
     let took = since.elapsed();
     check_eq!((number(&claimed)?, claimed.attempt), (2, 2), "the retry behind longer delays");
-    check!(took >= short && took < short + LATE, "a retry after {short:?} came after {took:?}");
+    fixture.in_time("a retry", took, short, LATE)?;
     Ok(())
 }
 
@@ -156,14 +156,15 @@ pub(super) async fn clock_of_the_caller_changes_nothing(fixture: Fixture) -> Ver
     check!(subject.claim(1).await?.is_empty() || since.elapsed() >= delay, "a delayed job is early");
     let first = subject.next_for(lease).await?;
     let took = since.elapsed();
-    check!(took >= delay && took < delay + LATE, "a job delayed by {delay:?} came after {took:?}");
+    fixture.in_time("a delayed job", took, delay, LATE)?;
     let claimed_at = first.lease_until.as_millis() - i64::try_from(lease.as_millis())?;
     check!(first.ready_at.since(first.enqueued_at) >= delay, "it was ready before it was due");
     check!(first.ready_at.as_millis() <= claimed_at, "it was claimed before it was ready");
     let since = Instant::now();
     let second = other.next().await?;
     let took = since.elapsed();
-    check!(took < lease + LATE, "a lease of {lease:?} ended after {took:?}");
+    let late = fixture.at_most("late", LATE);
+    check!(took < lease + late, "a lease of {lease:?} ended after {took:?}");
     let began = second.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;
     check!(began >= first.lease_until.as_millis(), "the second lease began before the first one ended");
     check_eq!(second.delivery, 2, "the delivery after the lease");

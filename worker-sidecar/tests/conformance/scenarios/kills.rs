@@ -6,20 +6,24 @@ use crate::frame::{
     ledger::Ended,
     pod::Pod,
     proxy::{Proxy, Wire},
-    site::{Site, job, jobs, texts},
+    site::{LEASE, Site, job, jobs, texts},
 };
-use crate::judge;
+use crate::{
+    bounds::{early, over},
+    judge,
+};
 use longshore_drivers::JobState;
 use std::time::Duration;
 
 pub(super) async fn worker_restart_recovery(site: Site) {
     let pod = site.pod(|_| {}).await;
-    let (held, batch) = jobs("held", 4, &Order { hold: true, ..Order::default() });
+    let (held, batch) =
+        jobs("held", over("jobs that run", 4_usize), &Order { hold: true, ..Order::default() });
     site.enqueue(batch).await;
     for id in &held {
         site.ran(id, 1).await;
     }
-    let (waiting, batch) = jobs("waiting", 20, &Order::default());
+    let (waiting, batch) = jobs("waiting", over("jobs that wait", 20_usize), &Order::default());
     site.enqueue(batch).await;
     pod.kill();
     site.ledger.let_go(texts(&held));
@@ -52,7 +56,8 @@ pub(super) async fn worker_killed_before_handler(site: Site) {
     site.succeed(["job"]).await;
     let runs = site.ledger.runs_of("job");
     assert_eq!((runs.len(), runs[0].attempt, runs[0].delivery), (1, 1, 2), "its one run");
-    assert!(runs[0].began_at >= leased_until, "it ran before its lease was over");
+    over("lease", LEASE);
+    assert!(runs[0].began_at.after(early()) >= leased_until, "it ran before its lease was over");
     let late = runs[0].began_at.since(leased_until);
     site.measure(format!("ran {late:.0?} after the end of the lease"));
 }
@@ -70,7 +75,8 @@ pub(super) async fn worker_killed_mid_handler(site: Site) {
     let runs = site.ledger.runs_of("job");
     assert_eq!((runs.len(), runs[0].how()), (2, Some(Ended::HungUp)), "runs, and the end of the first");
     assert_eq!((runs[1].attempt, runs[1].delivery), (1, 2), "the loss costs a delivery and no attempt");
-    assert!(runs[1].began_at >= leased_until, "it ran before its lease was over");
+    over("lease", LEASE);
+    assert!(runs[1].began_at.after(early()) >= leased_until, "it ran before its lease was over");
     assert_eq!(site.accepted("job").await, runs[1].number, "the run whose end counts");
     let late = runs[1].began_at.since(leased_until);
     site.measure(format!("ran again {late:.0?} after the end of the lease"));

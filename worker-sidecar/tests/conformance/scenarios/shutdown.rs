@@ -1,5 +1,6 @@
 //! Stops in good order.
 
+use crate::bounds::{early, over};
 use crate::frame::{
     app::Order,
     eventually,
@@ -36,7 +37,8 @@ pub(super) async fn shutdown_idempotent(site: Site) {
 }
 
 pub(super) async fn shutdown_during_delay_retry(site: Site) {
-    let (delay, backoff) = (Duration::from_secs(2), Duration::from_millis(1500));
+    let (delay, backoff) =
+        (over("delay", Duration::from_secs(2)), over("backoff", Duration::from_millis(1500)));
     let pod = site.pod(|policy| policy.queues[0].retry.initial = backoff).await;
     let since = Instant::now();
     let (delayed, batch) = jobs("delayed", 5, &Order::default());
@@ -54,12 +56,12 @@ pub(super) async fn shutdown_during_delay_retry(site: Site) {
     for id in &delayed {
         let runs = site.ledger.runs_of(id);
         assert_eq!((runs.len(), runs[0].attempt), (1, 1), "runs of {id}");
-        assert!(runs[0].began.duration_since(since) >= delay, "{id} came early");
+        assert!(runs[0].began.duration_since(since) + early() >= delay, "{id} came early");
     }
     for id in &failing {
         let runs = site.ledger.runs_of(id);
         assert_eq!(runs.iter().map(|run| run.attempt).collect::<Vec<_>>(), [1, 2], "attempts of {id}");
-        assert!(gaps(&runs)[0] >= backoff, "{id} came early");
+        assert!(gaps(&runs)[0] + early() >= backoff, "{id} came early");
     }
 }
 
