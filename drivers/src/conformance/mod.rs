@@ -131,8 +131,8 @@ macro_rules! check_eq {
 }
 use check_eq;
 
-/// The capabilities that scenarios need.
-pub(crate) mod needs {
+/// The capabilities that scenarios need. Those of the world around a broker are for scenarios elsewhere too.
+pub mod needs {
     use super::scenarios::refusals;
     use super::{Capabilities, Need, Offer};
 
@@ -194,9 +194,12 @@ pub(crate) mod needs {
         holds: |offer| capabilities(offer).fifo,
         refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
     };
-    pub(crate) static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
-    pub(crate) static NETWORK: Need = Need { name: "network", holds: |offer| offer.network, refused: None };
-    pub(crate) static PROCESS: Need = Need {
+    /// The broker has nobody else to serve.
+    pub static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
+    /// The way to the broker can be broken.
+    pub static NETWORK: Need = Need { name: "network", holds: |offer| offer.network, refused: None };
+    /// The broker can be killed and frozen.
+    pub static PROCESS: Need = Need {
         name: "process",
         holds: |offer| offer.process,
         refused: Some(|fixture| Box::pin(refusals::process(fixture))),
