@@ -48,6 +48,7 @@ pub struct Scenario {
 
 /// What a backend has for scenarios to work with.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Offer {
     /// What its brokers say about themselves.
     pub probe: Probe,
@@ -57,6 +58,8 @@ pub struct Offer {
     pub process: bool,
     /// A broker can be had that nobody else uses.
     pub alone: bool,
+    /// Another process can reach it.
+    pub reachable: bool,
 }
 
 impl Offer {
@@ -77,8 +80,14 @@ impl Offer {
 
     async fn look(broker: &dyn Broker, alone: bool) -> CallResult<Self> {
         let probe = broker.handle().await?.probe().await?;
+        let directory = servers::process::Directory::new("credentials")?;
+        let reachable = match broker.via(None, directory.path()) {
+            Ok(_) => true,
+            Err(error) if error.kind == ErrorKind::Unsupported => false,
+            Err(error) => return Err(error),
+        };
         if !alone {
-            return Ok(Self { probe, network: false, process: false, alone });
+            return Ok(Self { probe, network: false, process: false, alone, reachable });
         }
         let network = broker.address().is_some();
         let process = match broker.freeze().await {
@@ -86,7 +95,7 @@ impl Offer {
             Err(error) if error.kind == ErrorKind::Unsupported => false,
             Err(error) => return Err(error),
         };
-        Ok(Self { probe, network, process, alone })
+        Ok(Self { probe, network, process, alone, reachable })
     }
 }
 
@@ -257,7 +266,7 @@ mod tests {
     #[tokio::test]
     async fn a_broker_that_others_use_is_not_stopped() {
         let offer = Offer::of(&Named).await.unwrap();
-        assert!(!offer.alone && !offer.process && !offer.network);
+        assert!(!offer.alone && !offer.process && !offer.network && !offer.reachable);
         for scenario in ALL.iter().filter(|scenario| scenario.alone) {
             assert!(scenario.missing(&offer).is_some(), "{}", scenario.name);
         }

@@ -58,7 +58,7 @@ pub(super) async fn startworkers_idempotent(site: Site) {
 pub(super) async fn worker_churn(site: Site) {
     const CYCLES: usize = 6;
     let stay = site.pod(|policy| policy.concurrency = 2).await;
-    let come_and_go = site.idle_pod(site.broker.address(), |_| {}).await;
+    let come_and_go = site.idle_pod(|_| {}).await;
     let order = Order { work_ms: 20, ..Order::default() };
     let mut ids = Vec::new();
     for cycle in 0..CYCLES {
