@@ -5,9 +5,16 @@ use crate::{
     Driver, DynDriver, Error, ErrorKind, Result, Timestamp,
     embedded::{Clock, Config, Embedded},
     memory::Memory,
+    policy::Via,
 };
 use async_trait::async_trait;
-use std::{fmt::Debug, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt::Debug,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::Mutex;
 
 /// A kind of broker that can be started.
@@ -37,6 +44,25 @@ pub trait Broker: Debug + Send + Sync {
         Err(Error::new(ErrorKind::Unsupported, format!("this broker can't be reached by way of {address}")))
     }
 
+    /// How another process is told to reach it: as it is, or by way of a proxy at `proxy`. Credentials become files in
+    /// `directory`, the same ones at each call.
+    ///
+    /// # Errors
+    /// `Unsupported` when it lives inside this process, or has one address only and `proxy` is another one; `Unavailable`
+    /// when a file can't be written.
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        let _ = (proxy, directory);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this broker lives inside a process, nobody else can reach it",
+        ))
+    }
+
+    /// Where its data and its log are, if it has files of its own.
+    fn files(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// Where it listens, the same for as long as it exists. `None` when there is no network before it.
     fn address(&self) -> Option<SocketAddr> {
         None
@@ -62,6 +88,20 @@ pub trait Broker: Debug + Send + Sync {
 
     /// Stops it and removes its data.
     async fn stop(&self);
+}
+
+/// Writes a credential where a process reads it; gives the file's path.
+///
+/// # Errors
+/// `Unavailable` when it can't be written.
+pub(super) fn credential(directory: &Path, name: &str, secret: &str) -> Result<String> {
+    let path = directory.join(name);
+    // Whoever reads it meanwhile finds the one before.
+    let fresh = directory.join(format!("{name}.new"));
+    std::fs::write(&fresh, secret)
+        .and_then(|()| std::fs::rename(&fresh, &path))
+        .map_err(|error| Error::unavailable(format!("{} can't be written: {error}", path.display())))?;
+    Ok(path.display().to_string())
 }
 
 fn no_process() -> Error {

@@ -50,6 +50,7 @@ pub struct Scenario {
 
 /// What a backend has for scenarios to work with.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Offer {
     /// What its brokers say about themselves.
     pub probe: Probe,
@@ -59,6 +60,8 @@ pub struct Offer {
     pub process: bool,
     /// A broker can be had that nobody else uses.
     pub alone: bool,
+    /// Another process can reach it.
+    pub reachable: bool,
 }
 
 impl Offer {
@@ -79,8 +82,14 @@ impl Offer {
 
     async fn look(broker: &dyn Broker, alone: bool) -> CallResult<Self> {
         let probe = broker.handle().await?.probe().await?;
+        let directory = servers::process::Directory::new("credentials")?;
+        let reachable = match broker.via(None, directory.path()) {
+            Ok(_) => true,
+            Err(error) if error.kind == ErrorKind::Unsupported => false,
+            Err(error) => return Err(error),
+        };
         if !alone {
-            return Ok(Self { probe, network: false, process: false, alone });
+            return Ok(Self { probe, network: false, process: false, alone, reachable });
         }
         let network = broker.address().is_some();
         let process = match broker.freeze().await {
@@ -88,7 +97,7 @@ impl Offer {
             Err(error) if error.kind == ErrorKind::Unsupported => false,
             Err(error) => return Err(error),
         };
-        Ok(Self { probe, network, process, alone })
+        Ok(Self { probe, network, process, alone, reachable })
     }
 }
 
@@ -134,8 +143,8 @@ macro_rules! check_eq {
 }
 use check_eq;
 
-/// The capabilities that scenarios need.
-pub(crate) mod needs {
+/// The capabilities that scenarios need. Those of the world around a broker are for scenarios elsewhere too.
+pub mod needs {
     use super::scenarios::refusals;
     use super::{Capabilities, Need, Offer};
 
@@ -197,13 +206,16 @@ pub(crate) mod needs {
         holds: |offer| capabilities(offer).fifo,
         refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
     };
-    pub(crate) static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
-    pub(crate) static NETWORK: Need = Need {
+    /// The broker has nobody else to serve.
+    pub static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
+    /// The way to the broker can be broken.
+    pub static NETWORK: Need = Need {
         name: "network",
         holds: |offer| offer.network,
         refused: Some(|fixture| Box::pin(refusals::network(fixture))),
     };
-    pub(crate) static PROCESS: Need = Need {
+    /// The broker can be killed and frozen.
+    pub static PROCESS: Need = Need {
         name: "process",
         holds: |offer| offer.process,
         refused: Some(|fixture| Box::pin(refusals::process(fixture))),
@@ -261,7 +273,7 @@ mod tests {
     #[tokio::test]
     async fn a_broker_that_others_use_is_not_stopped() {
         let offer = Offer::of(&Named).await.unwrap();
-        assert!(!offer.alone && !offer.process && !offer.network);
+        assert!(!offer.alone && !offer.process && !offer.network && !offer.reachable);
         for scenario in ALL.iter().filter(|scenario| scenario.alone) {
             assert!(scenario.missing(&offer).is_some(), "{}", scenario.name);
         }

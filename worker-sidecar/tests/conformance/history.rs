@@ -21,6 +21,8 @@ use tokio::time::sleep;
 const PODS: usize = 4;
 const GATE: usize = 20_000;
 const SOAK: usize = 1_000_000;
+/// How long a broker that was killed may take until it takes jobs again.
+const BROKER_RETURNS: Duration = Duration::from_secs(90);
 /// Jobs in one request.
 const BATCH: usize = 500;
 
@@ -104,7 +106,8 @@ async fn produce(site: &Site, total: usize) -> BTreeSet<String> {
             (made..made + size).map(|number| job(&format!("job-{number}"), order(number))).collect();
         made += size;
         // The same ids until they are acknowledged: the answer to a request may be lost with the broker.
-        for _ in 0..200 {
+        let deadline = Instant::now() + BROKER_RETURNS;
+        while Instant::now() < deadline {
             let Ok(answers) = site.driver.enqueue(&site.queue, batch.clone()).await else {
                 sleep(Duration::from_millis(50)).await;
                 continue;
@@ -129,9 +132,9 @@ async fn chaos(site: &Site, pods: &[Pod], total: usize, mut dice: Dice) -> usize
         sleep(Duration::from_millis(least + dice.roll(most - least))).await;
         if broker_lives && site.ledger.begun() > total * 2 / 5 {
             broker_lives = false;
-            site.broker.kill();
+            site.kill_broker().await;
             sleep(Duration::from_millis(dice.roll(500))).await;
-            site.broker.start_again().await.unwrap();
+            site.start_broker().await;
             continue;
         }
         let victim = &pods[usize::try_from(dice.roll(PODS as u64)).unwrap()];

@@ -7,12 +7,14 @@
 use super::process::{Process, free_port};
 use crate::{
     Driver, DynDriver, Error, ErrorKind, Result,
-    conformance::{Backend, Broker},
+    conformance::{Backend, Broker, backends::credential},
+    policy::Via,
     postgres::{Postgres, PostgresConfig},
 };
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -416,14 +418,24 @@ enum Use {
     Alone,
 }
 
+fn one_address() -> Error {
+    Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
+}
+
 /// A schema on a server.
-#[derive(Debug)]
 struct PostgresBroker {
     /// `None` for a server of somebody else.
     server: Option<Arc<Server>>,
+    url: String,
     config: PostgresConfig,
     users: Mutex<Use>,
     handles: Mutex<Vec<Arc<Postgres>>>,
+}
+
+impl fmt::Debug for PostgresBroker {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("PostgresBroker").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl PostgresBroker {
@@ -433,7 +445,8 @@ impl PostgresBroker {
         config.listen = listen;
         config.schema =
             format!("conformance_{}_{}", std::process::id(), SCHEMAS.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { server, config, users: Mutex::new(users), handles: Mutex::default() })
+        let url = url.to_owned();
+        Ok(Self { server, url, config, users: Mutex::new(users), handles: Mutex::default() })
     }
 
     /// The server, once nobody else uses it.
@@ -473,15 +486,28 @@ impl Broker for PostgresBroker {
     }
 
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
-        let server = self.server.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
-        })?;
+        let server = self.server.as_ref().ok_or_else(one_address)?;
         let mut config = PostgresConfig::new(&server.url(address))?;
         // Scenarios break the way there; a call takes two attempts to connect and two answers at most.
         (config.connects, config.answers) = (Duration::from_secs(1), Duration::from_millis(1500));
         config.listen = self.config.listen;
         config.schema.clone_from(&self.config.schema);
         self.keep(config).await
+    }
+
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        let url = match (&self.server, proxy) {
+            (_, None) => self.url.clone(),
+            (Some(server), Some(proxy)) => server.url(proxy),
+            (None, Some(_)) => return Err(one_address()),
+        };
+        let url_file = credential(directory, "broker-url", &url)?;
+        let (schema, listen) = (self.config.schema.clone(), self.config.listen);
+        Ok(Via::Postgres { url_file, ca_file: None, schema, listen })
+    }
+
+    fn files(&self) -> Option<PathBuf> {
+        self.server.as_ref().map(|server| server.directory.clone())
     }
 
     fn address(&self) -> Option<SocketAddr> {

@@ -4,9 +4,9 @@ use crate::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::{File, create_dir_all, remove_dir_all},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -46,15 +46,26 @@ impl Drop for Directory {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago.
+/// The ports that are given out lie below those of outgoing connections, of which one could take the port of a server that
+/// is about to come back.
+const FIRST_PORT: u32 = 20_000;
+const PORTS: u32 = 10_000;
+
+/// A port of the loopback interface that was free a moment ago, and that nobody else in this process was given.
 ///
 /// # Errors
 /// `Unavailable` when there is none.
 pub fn free_port() -> Result<u16> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    let address: SocketAddr =
-        bound.map_err(|error| Error::unavailable(format!("no port of this machine: {error}")))?;
-    Ok(address.port())
+    static GIVEN: AtomicU64 = AtomicU64::new(0);
+    let begin = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS {
+        let number = u32::try_from(GIVEN.fetch_add(1, Ordering::Relaxed) % u64::from(PORTS)).unwrap_or(0);
+        let port = u16::try_from(FIRST_PORT + begin.wrapping_add(number) % PORTS).unwrap_or(0);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::unavailable("no port of this machine is free"))
 }
 
 /// A server that runs, in a process group of its own. Dropping it kills the group.
@@ -105,6 +116,14 @@ impl Process {
         kill_process_group(self.group().ok_or_else(gone)?, signal).map_err(|_| gone())
     }
 
+    /// Asks it to end (SIGTERM), and doesn't wait.
+    ///
+    /// # Errors
+    /// `Unavailable` when it doesn't run.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
     /// Stops all of it where it stands (SIGSTOP).
     ///
     /// # Errors
@@ -151,6 +170,11 @@ impl Process {
     pub fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
     }
+
+    /// How it ended, if it did.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
 }
 
 impl Drop for Process {
@@ -186,6 +210,23 @@ mod tests {
         process.thaw().unwrap();
         process.end(Signal::TERM);
         assert!(process.has_ended());
+    }
+
+    #[test]
+    fn a_process_that_is_told_to_end_says_how() {
+        let directory = Directory::new("process-test").unwrap();
+        let mut process = sleeper(&directory);
+        process.terminate().unwrap();
+        while !process.has_ended() {
+            std::thread::yield_now();
+        }
+        assert!(process.status().is_some_and(|status| !status.success()));
+    }
+
+    #[test]
+    fn ports_differ() {
+        let ports: std::collections::BTreeSet<_> = (0..50).map(|_| free_port().unwrap()).collect();
+        assert_eq!(ports.len(), 50);
     }
 
     #[test]

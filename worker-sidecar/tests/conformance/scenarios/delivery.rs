@@ -77,7 +77,7 @@ pub(super) async fn bind_invalid_json(site: Site) {
 }
 
 pub(super) async fn duplicate_delivery_idempotency(site: Site) {
-    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(|_| {}).await);
     site.enqueue(vec![job("paid", &Order { effect: true, hold: true, ..Order::default() })]).await;
     site.ran("paid", 1).await;
     assert_eq!(site.ledger.effects("paid"), 1, "the effect is done before the worker dies");
@@ -143,8 +143,8 @@ pub(super) async fn unique_across_processes(site: Site) {
     assert_eq!(statuses, [409, 409], "the same id with another payload");
     one.kill();
     two.kill();
-    site.broker.kill();
-    site.broker.start_again().await.unwrap();
+    site.kill_broker().await;
+    site.start_broker().await;
     one.start().await;
     two.start().await;
     for id in &ids {

@@ -10,9 +10,11 @@ use crate::{
     bounds::{at_most, early, over},
     judge,
 };
-use longshore_drivers::{DeadReason, JobState, Outcome};
+use longshore_drivers::{
+    DeadReason, JobState, Outcome,
+    conformance::proxy::{Side, Weather},
+};
 use std::time::Duration;
-use tokio::time::sleep;
 
 pub(super) async fn lease_shorter_than_handler(site: Site) {
     let lease = over("lease", Duration::from_millis(1500));
@@ -36,10 +38,10 @@ pub(super) async fn lease_shorter_than_handler(site: Site) {
 pub(super) async fn stopped_worker_wakes_after_lease(site: Site) {
     // Its only slot is taken by the job, so that no claim of its own waits at the broker.
     let frozen = site.pod(|policy| policy.concurrency = 1).await;
-    let other = site.idle_pod(site.broker.address(), |_| {}).await;
+    let other = site.idle_pod(|_| {}).await;
     site.enqueue(vec![job("job", &Order { hold: true, ..Order::default() })]).await;
     site.ran("job", 1).await;
-    frozen.sidecar().process.signal("STOP");
+    frozen.sidecar().process.freeze();
     // Nobody extends it from here on.
     let leased_until = site.inspect("job").await.lease_until.expect("it is leased");
     other.start().await;
@@ -53,7 +55,7 @@ pub(super) async fn stopped_worker_wakes_after_lease(site: Site) {
     site.ledger.let_go(["job"]);
     site.succeed(["job"]).await;
     // Now the frozen one finds an answer of its app, and a lease that is long over.
-    frozen.sidecar().process.signal("CONT");
+    frozen.sidecar().process.thaw();
     eventually("its settle is refused", || async { frozen.counted("lost").await == 1 }).await;
     assert_eq!(frozen.counted("succeeded").await, 0, "settles of the frozen worker that were taken");
     let runs = site.ledger.runs_of("job");
@@ -67,25 +69,29 @@ pub(super) async fn stopped_worker_wakes_after_lease(site: Site) {
 }
 
 pub(super) async fn stopped_worker_starts_no_lost_job(site: Site) {
-    let (frozen, other) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    let (proxy, lease) = (site.proxy().await, Duration::from_secs(2));
+    let frozen = site.pod_over(&proxy, |policy| policy.queues[0].lease = lease).await;
+    let other = site.idle_pod(|_| {}).await;
     site.enqueue(vec![job("warm-up", &Order::default())]).await;
     site.succeed(["warm-up"]).await;
     eventually("it has nothing to do", || async { frozen.counted("succeeded").await == 1 }).await;
-    // Its next claim needs a moment to the broker. That the job is leased below proves that it was there.
-    sleep(Duration::from_millis(500)).await;
-    frozen.sidecar().process.signal("STOP");
-    site.enqueue(vec![job("job", &Order::default())]).await;
-    let leased_until = site.reaches("job", JobState::Active).await.lease_until.expect("it is leased");
-    assert_eq!(site.ledger.runs_of("job").len(), 0, "runs while the worker that has it is frozen");
+    // The job is leased, and the answer that says so is on its way when the worker freezes.
+    proxy.set(Weather::HeldFrom(Side::Server, "lost-job"));
+    site.enqueue(vec![job("lost-job", &Order::default())]).await;
+    let leased_until = site.reaches("lost-job", JobState::Active).await.lease_until.expect("it is leased");
+    eventually("the answer is on its way", || async { proxy.held() > 0 }).await;
+    frozen.sidecar().process.freeze();
+    proxy.heal();
+    assert_eq!(site.ledger.runs_of("lost-job").len(), 0, "runs while the worker that has it is frozen");
     other.start().await;
-    site.succeed(["job"]).await;
+    site.succeed(["lost-job"]).await;
     // What the frozen one finds now is a job that somebody else has done.
-    frozen.sidecar().process.signal("CONT");
+    frozen.sidecar().process.thaw();
     eventually("it finds the job lost", || async { frozen.counted("lost").await == 1 }).await;
     other.kill();
     site.enqueue(vec![job("after", &Order::default())]).await;
     site.succeed(["after"]).await;
-    let runs = site.ledger.runs_of("job");
+    let runs = site.ledger.runs_of("lost-job");
     assert_eq!((runs.len(), runs[0].pod), (1, other.number), "runs, and the pod of the first");
     over("lease", LEASE);
     assert!(runs[0].began_at.after(early()) >= leased_until, "it ran before its lease was over");

@@ -62,7 +62,7 @@ pub(super) async fn worker_churn(site: Site) {
     const CYCLES: usize = 6;
     over("starts and stops", CYCLES);
     let stay = site.pod(|policy| policy.concurrency = 2).await;
-    let come_and_go = site.idle_pod(site.broker.address(), |_| {}).await;
+    let come_and_go = site.idle_pod(|_| {}).await;
     let order = Order { work_ms: 20, ..Order::default() };
     let mut ids = Vec::new();
     for cycle in 0..CYCLES {

@@ -21,7 +21,7 @@ pub(super) async fn broker_killed_during_push(site: Site) {
     }
     let (waiting, batch) = jobs("waiting", over("jobs that wait", 50_usize), &Order::default());
     site.enqueue(batch).await;
-    site.broker.kill();
+    site.kill_broker().await;
     // Two of them end while nobody can be told, two when it is over.
     site.ledger.let_go(texts(&running[..2]));
     eventually("they end", || async { site.ledger.running() == 2 }).await;
@@ -29,7 +29,7 @@ pub(super) async fn broker_killed_during_push(site: Site) {
         pod.status().await["brokers"][0]["reachable"] == false
     })
     .await;
-    site.broker.start_again().await.unwrap();
+    site.start_broker().await;
     let back = Instant::now();
     site.succeed(texts(&running[..2])).await;
     let took = back.elapsed();
@@ -49,10 +49,10 @@ pub(super) async fn dispatch_during_broker_fault(site: Site) {
     let mut refused = 0;
     for (number, (id, job)) in ids.iter().zip(batch).enumerate() {
         if number == 100 {
-            site.broker.kill();
+            site.kill_broker().await;
         }
         if number == 200 {
-            site.broker.start_again().await.unwrap();
+            site.start_broker().await;
         }
         match site.driver.enqueue(&site.queue, vec![job]).await.and_then(|mut answers| answers.remove(0)) {
             Ok(_) => acknowledged.push(id.as_str()),
@@ -78,14 +78,14 @@ pub(super) async fn dispatch_during_broker_fault(site: Site) {
 pub(super) async fn consume_after_broker_recovery(site: Site) {
     let (ids, batch) = jobs("job", over("jobs", 50_usize), &Order::default());
     site.enqueue(batch).await;
-    site.broker.kill();
+    site.kill_broker().await;
     // Started into the outage, twice.
     let pod = site.pod(|_| {}).await;
     pod.kill();
     pod.start().await;
     sleep(over("of outage after their start", Duration::from_secs(1))).await;
     assert_eq!(site.ledger.begun(), 0, "runs during the outage");
-    site.broker.start_again().await.unwrap();
+    site.start_broker().await;
     let back = Instant::now();
     site.succeed(texts(&ids)).await;
     let took = back.elapsed();

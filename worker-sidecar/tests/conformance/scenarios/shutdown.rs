@@ -66,11 +66,11 @@ pub(super) async fn shutdown_during_delay_retry(site: Site) {
 }
 
 pub(super) async fn shutdown_releases_running_job(site: Site) {
-    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(|_| {}).await);
     site.enqueue(vec![job("long", &Order { hold: true, ..Order::default() })]).await;
     site.ran("long", 1).await;
     // The first signal finds a living app and waits; the second means it.
-    first.sidecar().process.signal("TERM");
+    first.sidecar().process.terminate();
     eventually("it drains", || async { first.status().await["draining"] == "draining" }).await;
     let asked = Instant::now();
     first.terminate().await;
