@@ -102,10 +102,11 @@ pub(super) async fn run(
     let answers = send(shared, queue, rows).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let mut refused: HashMap<usize, Result<Enqueued>> = HashMap::new();
-    let mut max_depth = 0;
+    let (mut max_depth, mut added) = (0, 0);
     for row in &answers {
         let (code, ord): (i32, i64) = (row.try_get(0).map_err(read)?, row.try_get(1).map_err(read)?);
         if code == 0 {
+            added = usize::try_from(ord).unwrap_or(0);
             max_depth = row.try_get(3).map_err(read)?;
             if let Some(depth) = row.try_get(2).map_err(read)? {
                 shared.depths.note(queue, depth, max_depth);
@@ -118,11 +119,19 @@ pub(super) async fn run(
     }
     let delayed = rows.iter().filter(|row| !row.job.delay.is_zero()).map(|row| row.job.delay).min();
     shared.upkeep.note(queue, delayed);
-    if refused.len() < rows.len() {
+    if added > 0 {
         shared.wakes.tell_queue(queue);
     }
+    // Those that the server says nothing else of are the ones it added, if it added as many.
+    let all_told = added + refused.len() == rows.len();
     let answer = |(at, row): (usize, &NewRow)| {
-        refused.remove(&at).unwrap_or_else(|| Ok(Enqueued::Created { id: row.id.clone() }))
+        refused.remove(&at).unwrap_or_else(|| {
+            if all_told {
+                Ok(Enqueued::Created { id: row.id.clone() })
+            } else {
+                Err(Error::new(ErrorKind::Ambiguous, "the server did not say which jobs it added"))
+            }
+        })
     };
     Ok(rows.iter().enumerate().map(answer).collect())
 }

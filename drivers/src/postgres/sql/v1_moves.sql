@@ -165,8 +165,8 @@ AS $$
     ORDER BY s.ord
 $$;
 
--- Adds jobs. Answers one row with `code` 0 that tells how many wait now, at most, and one row for each job that was not
--- added: 1 known (or, where `same` isn't true, known as another one), 2 known from a completion, 3 full, 4 it has a key.
+-- Adds jobs. Answers one row with `code` 0 that tells how many were added (`ord`) and how many wait now, at most, and one
+-- row for each job that was not added: 1 known (or, where `same` isn't true, known as another one), 2 known from a completion, 3 full, 4 it has a key.
 -- `p_chosen` tells whether producers chose ids, `p_keyed` whether there are keys, `p_check` whether the depth has to be
 -- looked at.
 CREATE FUNCTION @schema@.enqueue_batch(
@@ -191,6 +191,8 @@ DECLARE
     v_full bigint[] := '{}';
     v_left bigint[] := '{}';
     v_bad bigint[] := '{}';
+    v_told bigint := 0;
+    v_rows bigint;
 BEGIN
     IF p_check THEN
         v_depth := @schema@.depth(q.id);
@@ -272,17 +274,20 @@ BEGIN
     IF v_ready + v_scheduled + v_blocked > 0 THEN
         INSERT INTO @schema@.deltas (queue, ready, scheduled, blocked) VALUES (q.id, v_ready, v_scheduled, v_blocked);
     END IF;
-    code := 0; ord := 0; depth := v_depth + v_ready + v_scheduled + v_blocked; max_depth := q.max_depth; fifo := q.fifo;
+    code := 0; ord := v_ready + v_scheduled + v_blocked; depth := v_depth + v_ready + v_scheduled + v_blocked; max_depth := q.max_depth; fifo := q.fifo;
     RETURN NEXT;
     IF v_ready + v_scheduled + v_blocked < n THEN
+        v_told := ord + cardinality(v_full) + cardinality(v_bad);
         RETURN QUERY SELECT CASE WHEN f = ANY (v_full) THEN 3 ELSE 4 END, f, NULL::bigint, NULL::bigint, NULL::boolean,
             NULL::boolean, NULL::text, NULL::smallint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bytea,
             NULL::bigint FROM unnest(v_full || v_bad) AS f;
-        RETURN QUERY SELECT 2, l, NULL::bigint, NULL::bigint, NULL::boolean, true,
-            (SELECT c.outcome FROM @schema@.completions c WHERE c.queue = q.name AND c.job = p_id[l] ORDER BY c.id DESC
-                LIMIT 1),
-            NULL::smallint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bytea, NULL::bigint
-            FROM unnest(v_left) AS l;
+        RETURN QUERY SELECT 2, l, NULL::bigint, NULL::bigint, NULL::boolean, true, o.outcome, NULL::smallint, NULL::text,
+            NULL::text, NULL::text, NULL::text, NULL::bytea, NULL::bigint
+            FROM unnest(v_left) AS l, LATERAL (
+                SELECT c.outcome FROM @schema@.completions c WHERE c.queue = q.name AND c.job = p_id[l]
+                ORDER BY c.id DESC LIMIT 1) o;
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        v_told := v_told + v_rows;
         RETURN QUERY SELECT 1, u.ord, NULL::bigint, NULL::bigint, NULL::boolean,
             j.type = p_type[u.ord] AND j.payload = p_payload[u.ord]
                 AND j.content_type IS NOT DISTINCT FROM p_content_type[u.ord],
@@ -292,6 +297,11 @@ BEGIN
             JOIN @schema@.jobs j ON j.queue = q.id AND j.id = u.id
             CROSS JOIN LATERAL @schema@.describe(ARRAY[j.seq], v_now) d
             WHERE u.ord <> ALL (v_added || v_left || v_full || v_bad);
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        -- What made a job known may go before it is looked at here: then it is to be added after all.
+        IF v_told + v_rows < n THEN
+            RAISE EXCEPTION 'a job was forgotten just now' USING ERRCODE = '40001';
+        END IF;
     END IF;
 END $$;
 
