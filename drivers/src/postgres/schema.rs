@@ -19,6 +19,7 @@ const STEPS: [&[&str]; 1] = [&[
     include_str!("sql/v1_tables.sql"),
     include_str!("sql/v1_moves.sql"),
     include_str!("sql/v1_work.sql"),
+    include_str!("sql/v1_removals.sql"),
     include_str!("sql/v1_people.sql"),
 ]];
 
@@ -139,8 +140,9 @@ async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -
             ));
         }
         let note = format!(
-            "INSERT INTO {schema}.meta (version, compatible, backend_id) VALUES ({VERSION}, 1, '{}') \
+            "INSERT INTO {schema}.meta (version, compatible, backend_id) VALUES ({}, 1, '{}') \
              ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+            version + 1,
             uuid::Uuid::now_v7()
         );
         client.batch_execute(&note).await.map_err(failed)

@@ -1,5 +1,6 @@
 //! What the conformance suite doesn't see: damage, versions, rights, faults of a real server.
 
+mod bounds;
 mod faults;
 mod meetings;
 mod rights;
