@@ -41,6 +41,11 @@ pub(super) fn is_conflict(error: &tokio_postgres::Error) -> bool {
     })
 }
 
+/// Whether this server takes no changes.
+pub(super) fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
 /// Whether the schema or what should be in it is missing.
 pub(super) fn is_missing(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {

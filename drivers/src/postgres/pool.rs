@@ -45,7 +45,7 @@ pub(super) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
 struct Link {
     client: Client,
     busy: AtomicUsize,
-    /// An answer was given up: what follows would wait behind it.
+    /// Nothing more goes over it: an answer was given up, behind which others would wait, or its server only reads.
     stuck: AtomicBool,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct Pool {
     tls: Tls,
     state: Mutex<State>,
     /// One connection is made at a time.
-    door: tokio::sync::Mutex<()>,
+    door: Arc<tokio::sync::Mutex<()>>,
     pub(super) closed: CancellationToken,
 }
 
@@ -105,7 +105,7 @@ impl Pool {
         let tls = Tls::new(&config)?;
         let links = (0..config.connections).map(|_| None).collect();
         let state = Mutex::new(State { links, ..State::default() });
-        Ok(Self { config, tls, state, door: tokio::sync::Mutex::default(), closed: CancellationToken::new() })
+        Ok(Self { config, tls, state, door: Arc::default(), closed: CancellationToken::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -192,31 +192,38 @@ impl Pool {
     }
 
     /// A connection to send a statement on. Nothing was sent when it fails.
-    async fn ride(&self) -> Result<Ride> {
+    async fn ride(self: &Arc<Self>) -> Result<Ride> {
         loop {
             if self.closed.is_cancelled() {
                 return Err(Error::unavailable("the driver is closed"));
             }
-            let free = match self.pick() {
-                (Some(ride), None) => return Ok(ride),
-                (Some(ride), Some(_)) if ride.0.busy.load(Ordering::Relaxed) == 1 => return Ok(ride),
-                // Whoever makes a connection already makes one for all.
-                (Some(ride), Some(free)) => {
-                    let Ok(door) = self.door.try_lock() else { return Ok(ride) };
-                    drop(ride);
-                    (free, door)
+            if let (Some(ride), free) = self.pick() {
+                if free.is_some() && ride.0.busy.load(Ordering::Relaxed) > 1 {
+                    self.widen();
                 }
-                (None, Some(free)) => (free, self.door.lock().await),
-                (None, None) => return Err(Error::unavailable("the driver has no connections")),
-            };
-            let (place, _door) = free;
-            if let (Some(ride), _) = self.pick()
-                && ride.0.busy.load(Ordering::Relaxed) == 1
-            {
                 return Ok(ride);
             }
-            self.fill(place).await?;
+            // Whoever makes a connection makes it for all.
+            let _door = self.door.lock().await;
+            match self.pick() {
+                (Some(ride), _) => return Ok(ride),
+                (None, Some(place)) => self.fill(place).await?,
+                (None, None) => return Err(Error::unavailable("the driver has no connections")),
+            }
         }
+    }
+
+    /// Makes one more connection, beside the calls: those go on over the ones that there are.
+    fn widen(self: &Arc<Self>) {
+        let Ok(door) = self.door.clone().try_lock_owned() else { return };
+        let pool = self.clone();
+        tokio::spawn(async move {
+            let (Some(_), Some(place)) = pool.pick() else { return };
+            if let Some(Err(error)) = pool.closed.run_until_cancelled(pool.fill(place)).await {
+                tracing::debug!(%error, "there are no more connections for now");
+            }
+            drop(door);
+        });
     }
 
     /// Makes a connection, unless that failed a moment ago.
@@ -243,15 +250,22 @@ impl Pool {
             Err(error) => {
                 let pause = state.outage.as_ref().map_or(REST.0, |outage| (outage.pause * 2).min(REST.1));
                 state.outage = Some(Outage { until: Instant::now() + pause, pause, error: error.clone() });
-                // A server may have come back with other data.
-                state.identity = None;
+                if !state.links.iter().flatten().any(|link| link.is_usable()) {
+                    // A server may have come back with other data.
+                    state.identity = None;
+                }
                 Err(error)
             }
         }
     }
 
     /// Calls a function of the schema.
-    pub(super) async fn call(&self, effect: Effect, function: &str, params: Params<'_>) -> Result<Vec<Row>> {
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        effect: Effect,
+        function: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
         let list: Vec<String> = (1..=params.len()).map(|number| format!("${number}")).collect();
         let statement = format!("SELECT * FROM {}.{function}({})", self.config.schema, list.join(","));
         self.query(effect, &statement, params).await
@@ -259,7 +273,7 @@ impl Pool {
 
     /// Carries a statement out, again and again while others are in its way.
     pub(super) async fn query(
-        &self,
+        self: &Arc<Self>,
         effect: Effect,
         statement: &str,
         params: Params<'_>,
@@ -275,7 +289,13 @@ impl Pool {
                     repeats += 1;
                     tokio::time::sleep(Duration::from_millis(u64::from(fastrand(10 * repeats)))).await;
                 }
-                Ok(Err(failure)) => return Err(error::of_statement(&failure, effect)),
+                Ok(Err(failure)) => {
+                    if error::is_read_only(&failure) {
+                        // Its name may lead to another server by now.
+                        link.stuck.store(true, Ordering::Relaxed);
+                    }
+                    return Err(error::of_statement(&failure, effect));
+                }
                 Err(_) => {
                     self.give_up(&link);
                     return Err(error::late(effect, self.config.answers));

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod faults;
+mod links;
 mod meetings;
 mod rights;
 mod rows;
