@@ -240,7 +240,7 @@ async fn listen(pool: &Pool, wakes: &Wakes) -> crate::Result<()> {
         Ok(())
     };
     let ask = async {
-        let listen = format!("LISTEN {}", pool.config.schema);
+        let listen = format!("LISTEN {}", super::schema::quoted(&pool.config.schema));
         client.batch_execute(&listen).await.map_err(|error| super::error::of_connect(&error))?;
         wakes.sessions.fetch_add(1, Ordering::Relaxed);
         wakes.listening.store(true, Ordering::Relaxed);

@@ -67,9 +67,9 @@ BEGIN
 END $$;
 
 -- Leases jobs. The first row holds no job: it tells when there may be something next, and what happened beside.
--- `p_floor`: jobs that are due since before it are left to others.
+-- `p_floor`: jobs that are due since before it are left to others, `p_since`: so are leases that ended before it.
 CREATE FUNCTION @schema@.claim(
-    p_queue text, p_max int, p_lease bigint, p_worker text, p_floor bigint
+    p_queue text, p_max int, p_lease bigint, p_worker text, p_floor bigint, p_since bigint
 ) RETURNS TABLE (
     seq bigint, token bigint, id text, type text, content_type text, payload bytea, max_attempts bigint, timeout bigint,
     headers text, key text, attempts int, deliveries int, enqueued_at bigint, due_at bigint, failure_reason text,
@@ -84,7 +84,7 @@ DECLARE
     v_lost record;
     v_found bigint;
 BEGIN
-    IF EXISTS (SELECT FROM @schema@.active a WHERE a.queue = q.id AND a.at <= v_now) THEN
+    IF EXISTS (SELECT FROM @schema@.active a WHERE a.queue = q.id AND a.at >= p_since AND a.at <= v_now) THEN
         v_lost := @schema@.lose(q, 100, v_now);
         ready := v_lost.ready;
         told := v_lost.told;
@@ -125,7 +125,8 @@ BEGIN
         SELECT least(
             (SELECT w.at FROM @schema@.waiting w WHERE w.queue = q.id AND w.state <> 3 AND w.at >= p_floor
                 ORDER BY w.at LIMIT 1),
-            (SELECT a.at FROM @schema@.active a WHERE a.queue = q.id ORDER BY a.at LIMIT 1)) INTO next_at;
+            (SELECT a.at FROM @schema@.active a WHERE a.queue = q.id AND a.at >= p_since ORDER BY a.at LIMIT 1))
+            INTO next_at;
     END IF;
     RETURN NEXT;
 END $$;
@@ -147,7 +148,7 @@ BEGIN
 END $$;
 
 -- Ends claims; kinds: 0 succeed, 1 retry, 2 release, 3 bury. Answers those that held. `ready`: a job became ready
--- (told once), `address`: who has a completion.
+-- (told once), or false: somebody else holds the key of this one at this moment; `address`: who has a completion.
 CREATE FUNCTION @schema@.settle(
     p_queue text, p_seq bigint[], p_token bigint[], p_kind smallint[], p_delay bigint[], p_dead_reason text[],
     p_failure_reason text[], p_failure_message text[], p_result_type text[], p_result bytea[], p_outcome text[]
@@ -157,6 +158,7 @@ AS $$
 DECLARE
     q @schema@.queues := @schema@.find(p_queue);
     v_now bigint := @schema@.now_ms();
+    v_busy text[] := '{}';
     v_ords bigint[];
     v_ready boolean;
     v_told text[];
@@ -164,9 +166,11 @@ DECLARE
     v_keys text[];
 BEGIN
     IF q.fifo THEN
-        PERFORM @schema@.lock_lines(q.id, (
+        v_busy := @schema@.try_lock_lines(q.id, (
             SELECT array_agg(a.key) FROM unnest(p_seq) AS u(seq) JOIN @schema@.active a ON a.seq = u.seq));
         v_now := @schema@.now_ms();
+        RETURN QUERY SELECT u.ord, false, NULL::text FROM unnest(p_seq, p_token) WITH ORDINALITY AS u(seq, token, ord)
+            JOIN @schema@.active a ON a.seq = u.seq WHERE a.token = u.token AND a.key = ANY (v_busy);
     END IF;
     WITH gone AS (
         DELETE FROM @schema@.active a
@@ -175,6 +179,7 @@ BEGIN
             result_type, result, outcome, ord)
         -- With `+ 0` no other index than the one on seq serves, whatever the planner thinks of a table that was empty.
         WHERE a.seq = u.seq AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
+            AND (NOT q.fifo OR a.key <> ALL (v_busy))
         RETURNING u.ord, u.kind, u.delay, u.dead_reason, coalesce(u.failure_reason, a.failure_reason) AS failure_reason,
             coalesce(u.failure_message, a.failure_message) AS failure_message, u.result_type, u.result,
             CASE WHEN a.cancel_requested AND u.kind IN (1, 2) THEN '"cancelled"' ELSE u.outcome END AS outcome,

@@ -199,3 +199,33 @@ async fn a_schema_may_have_a_name_that_means_something_in_sql() {
     assert_eq!(super::claim(&driver, &queue, 10, Duration::from_secs(5)).await.unwrap().len(), 2);
     driver.delete_queue(&queue, &owner()).await.unwrap();
 }
+
+#[tokio::test]
+async fn leases_that_ended_long_ago_are_stepped_over_once_a_second() {
+    let bench = Bench::start().await;
+    let old = connect(&bench.url()).await;
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM longshore.jobs")
+        .await
+        .unwrap();
+    bench
+        .admin
+        .batch_execute(
+            "INSERT INTO longshore.active (seq, queue, at, token, due_at, claimed_at, notify, bytes, attempts, lost, \
+             deliveries, worker) SELECT -n, (SELECT id FROM longshore.queues), n, 0, 0, 0, false, 0, 0, 0, 1, '' \
+             FROM generate_series(1, 300000) AS n; DELETE FROM longshore.active",
+        )
+        .await
+        .unwrap();
+    bench.driver.enqueue(&bench.queue, vec![job(); 100]).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..30 {
+        let since = std::time::Instant::now();
+        assert_eq!(bench.claim(1, Duration::ZERO).await.len(), 1);
+        took.push(since.elapsed());
+    }
+    took.sort();
+    // One that looks at all of them shows what that costs.
+    let (usual, full) = (took[15], took[29]);
+    assert!(usual * 3 < full, "a claim takes {usual:?} mostly and {full:?} at most");
+    old.batch_execute("ROLLBACK").await.unwrap();
+}
