@@ -41,6 +41,24 @@ pub(super) fn is_conflict(error: &tokio_postgres::Error) -> bool {
     })
 }
 
+/// Whether the transaction was undone because somebody else held for too long what it needed.
+pub(super) fn is_locked(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+/// What others held until it was given up.
+pub(super) fn held() -> Error {
+    Error::unavailable(
+        "PostgreSQL: another transaction holds what this needs; nothing was done, look for long transactions, then try \
+         again",
+    )
+}
+
+/// Whether this server takes no changes.
+pub(super) fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
 /// Whether the schema or what should be in it is missing.
 pub(super) fn is_missing(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {
