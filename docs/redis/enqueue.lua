@@ -342,6 +342,13 @@ local function unpin_old(limit)
   flush()
 end
 
+-- Tells whoever listens to the channel, and how many they are. What it tells of is written already, so a user that lost its
+-- right to channels just wakes nobody.
+local function tell(channel, message)
+  local heard = redis.pcall('PUBLISH', channel, message)
+  return type(heard) == 'number' and heard or 0
+end
+
 -- Wakes up to `count` claims that wait, those first that have waited longest. Whoever is gone is passed over.
 local function wake(count)
   count = math.min(count, 1000)
@@ -349,7 +356,7 @@ local function wake(count)
     local waiter = call('ZPOPMIN', base .. 'w')[1]
     if not waiter then return end
     local driver, own = waiter:match('^(.*)/(.*)$')
-    if driver and call('PUBLISH', prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
+    if driver and tell(prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
   end
 end
 
@@ -371,10 +378,10 @@ local function close()
   end
   if readied > 0 then
     if not paused then wake(readied) end
-    call('PUBLISH', prefix .. ':wake', 'q ' .. queue)
+    tell(prefix .. ':wake', 'q ' .. queue)
   end
-  if soonest then call('PUBLISH', prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
-  for address in pairs(addresses) do call('PUBLISH', prefix .. ':wake', 'c ' .. address) end
+  if soonest then tell(prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
+  for address in pairs(addresses) do tell(prefix .. ':wake', 'c ' .. address) end
 end
 if not declared then return { 'NOTFOUND' } end
 -- Adds jobs. ARGV[2] is "1" when the addresses of all jobs that notify are in their index. Then nine for each job: id, type,

@@ -1,6 +1,7 @@
 //! What the suite does not see: this server's settings, its keys when they are damaged, and who else writes them.
 
 mod damage;
+mod rights;
 mod settings;
 mod wire;
 

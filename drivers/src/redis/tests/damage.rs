@@ -78,6 +78,9 @@ async fn a_key_of_another_type_is_the_end_of_its_queue_alone() {
     subject.driver.declare(&other, super::declaration()).await.unwrap();
     let () = subject.raw(&["SET", &key("R"), "nonsense"]).await;
     let broken = subject.enqueue("one").await.unwrap_err();
+    assert_eq!(broken.kind, ErrorKind::Ambiguous);
+    assert!(broken.message.contains("WRONGTYPE") && broken.message.contains("test"), "{broken}");
+    let broken = subject.driver.claim(&subject.queue, super::claim(1, Duration::ZERO)).await.unwrap_err();
     assert_eq!(broken.kind, ErrorKind::Fatal);
     assert!(broken.message.contains("test"), "{broken}");
     subject.driver.enqueue_one(&other, job("one")).await.unwrap();
