@@ -6,15 +6,13 @@ use super::{
     link::Link,
     reply::{self, Extras, Items},
     scripts,
+    slices::{Answers, cut},
 };
 use crate::{
     Address, Enqueued, Error, ErrorKind, JobId, Limits, NewJob, Ordering, QueueName, Result, checks,
 };
 use redis::Value;
 use std::{collections::BTreeSet, sync::Arc};
-
-/// Payload bytes in one request, apart from the first job.
-const BYTES: usize = 4 * 1024 * 1024;
 
 /// A job with its id.
 struct Row {
@@ -30,8 +28,13 @@ pub(super) fn lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, NewJob, Result<Enq
             let link = link.clone();
             Box::pin(async move { enqueue(&link, &queue, jobs).await })
         }),
-        |job| job.payload.len() + 512,
+        size,
     )
+}
+
+/// What a job takes in a request.
+pub(super) fn size(job: &NewJob) -> usize {
+    job.payload.len() + 512
 }
 
 fn prepare(mut job: NewJob) -> Result<Row> {
@@ -57,24 +60,17 @@ pub(super) async fn enqueue(
             Err(error) => answers.push(Some(Err(error))),
         }
     }
-    let mut added = Vec::with_capacity(rows.len());
     if rows.is_empty() {
         // Whether there is such a queue is asked all the same.
         send(link, queue, &[], false).await?;
     }
-    let mut rest = rows.as_slice();
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fitting = rest.iter().take_while(|row| {
-            let fits = bytes == 0 || bytes + row.job.payload.len() <= BYTES;
-            bytes += row.job.payload.len() + 1;
-            fits
-        });
-        let (now, later) = rest.split_at(fitting.count());
-        added.extend(add(link, queue, now).await?);
-        rest = later;
+    let mut added = Answers::new();
+    for now in cut(&rows, |row| size(&row.job)) {
+        if added.go_on(now.len()) {
+            added.take(now.len(), add(link, queue, now).await)?;
+        }
     }
-    let mut added = added.into_iter();
+    let mut added = added.finish().into_iter();
     let missing = || Err(reply::broken());
     Ok(answers.into_iter().map(|answer| answer.or_else(|| added.next()).unwrap_or_else(missing)).collect())
 }

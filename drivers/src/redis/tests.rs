@@ -1,5 +1,6 @@
 //! What the suite does not see: this server's settings, its keys when they are damaged, and who else writes them.
 
+mod batches;
 mod damage;
 mod rights;
 mod settings;
