@@ -153,6 +153,10 @@ fn decode(code: u8, row: &Row, details: &mut Items, max_depth: &str) -> Result<E
         b'F' => {
             Err(Error::new(ErrorKind::Full, format!("the queue has its maximum of {max_depth} waiting jobs")))
         }
+        // Checked here before; the script has the last word.
+        b'I' => Err(Error::invalid(format!(
+            "job {id} is over one of the limits, or one of its words isn't legal"
+        ))),
         b'O' => Err(checks::ordering_key(job, Ordering::BestEffort).err().unwrap_or_else(reply::broken)),
         _ => Err(Error::new(
             ErrorKind::Fatal,

@@ -2,6 +2,7 @@
 
 mod batches;
 mod damage;
+mod lines;
 mod rights;
 mod settings;
 mod wire;
