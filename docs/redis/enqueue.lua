@@ -415,7 +415,7 @@ end
 local function close()
   vacate()
   flush()
-  if settings[11] then
+  if settings[1] then
     call('HSET', KEYS[1], 'clock', now, 'shift', shift, 'seq', seq)
   end
   if readied > 0 then

@@ -80,13 +80,24 @@ async fn add(link: &Link, queue: &QueueName, rows: &[Row]) -> Result<Vec<Result<
         return Ok(answers);
     }
     // Whoever reads completions has to find the queue before there is one.
+    enter(link, queue, rows).await?;
+    let answers = send(link, queue, rows, true).await?.ok_or_else(reply::broken)?;
+    // A queue that was deleted and declared anew meanwhile may have been taken out by a reader in between.
+    if let Err(error) = enter(link, queue, rows).await {
+        tracing::debug!(%queue, %error, "the index of completions was not written once more");
+    }
+    Ok(answers)
+}
+
+/// Writes the queue into the indexes of the addresses that its jobs notify.
+async fn enter(link: &Link, queue: &QueueName, rows: &[Row]) -> Result<()> {
     let told = rows.iter().filter_map(|row| row.job.notify.as_ref());
     for address in told.map(|notify| &notify.address).collect::<BTreeSet<_>>() {
         let mut cmd = redis::cmd("SADD");
         cmd.arg(index(link, address)).arg(queue.as_str());
-        link.command(&cmd, "enqueue", Call::Changes).await?;
+        link.command(&cmd, "enqueue", Call::Prepares).await?;
     }
-    send(link, queue, rows, true).await?.ok_or_else(reply::broken)
+    Ok(())
 }
 
 /// The key of the queues that may have completions for an address.

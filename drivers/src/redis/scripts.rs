@@ -61,6 +61,7 @@ scripts! {
     UNPIN = "unpin", Repeats: "lua/unpin.lua";
     PEEK = "completions", Prepares: "lua/peek.lua";
     READ = "completions", Repeats: "lua/read.lua";
+    PRUNE = "completions", Repeats: "lua/prune.lua";
     ACKNOWLEDGE = "acknowledge", Repeats: "lua/acknowledge.lua";
     DECLARE = "declare", Repeats: "lua/declare.lua";
     DELETE = "delete_queue", Repeats: "lua/delete.lua";

@@ -5,6 +5,7 @@ mod damage;
 mod lines;
 mod rights;
 mod settings;
+mod told;
 mod wire;
 
 use super::{Redis, RedisConfig};
