@@ -97,6 +97,7 @@ local function decide(at)
   if ARGV[from + 9] ~= '' and not fifo then return 'O' end
   if job and forgotten(job.s) then
     call('ZREM', base .. job.s[1], job.m)
+    if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
     for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
     job = false
   end
