@@ -112,9 +112,14 @@ local function put(job, to, score)
 end
 
 -- Something that can't be read stands aside, so that nothing else has to wait for it.
+local function stand_aside(member)
+  call('SADD', base .. 'P', member)
+  parked[#parked + 1] = member
+end
+
 local function park(set, member)
   call('ZREM', base .. set, member)
-  call('SADD', base .. 'P', member)
+  stand_aside(member)
 end
 
 local function over(s) return s[1] == 'S' or s[1] == 'D' or s[1] == 'C' end
@@ -141,13 +146,7 @@ end
 
 -- Of jobs with one ordering key the next one's turn has come. It could not be handed out before: those of other keys that
 -- were ready earlier come first.
-local function leave_line(job)
-  if not fifo then return end
-  local key = job.s[11]
-  if call('HGET', base .. 'F', key) ~= job.m then
-    call('ZREM', base .. 'L', key .. ' ' .. job.m)
-    return
-  end
+local function advance(key)
   for _ = 1, 100 do
     local entry = call('ZRANGEBYLEX', base .. 'L', '[' .. key .. ' ', '(' .. key .. '!', 'LIMIT', 0, 1)[1]
     if not entry then
@@ -166,12 +165,54 @@ local function leave_line(job)
   end
 end
 
-local function enter_line(m, key)
-  if call('HSETNX', base .. 'F', key, m) == 0 and call('HGET', base .. 'F', key) ~= m then
-    call('ZADD', base .. 'L', 0, key .. ' ' .. m)
-    return false
+local function leave_line(job)
+  if not fifo then return end
+  local key = job.s[11]
+  if call('HGET', base .. 'F', key) == job.m then
+    advance(key)
+  else
+    call('ZREM', base .. 'L', key .. ' ' .. job.m)
   end
-  return true
+end
+
+-- Who came in this script is not stored yet.
+local entered = {}
+
+-- Whether nobody stands in a line under this name any more.
+local function absent(m)
+  if entered[m] then return false end
+  local job = get(m:sub(15))
+  return not job or job.m ~= m or over(job.s)
+end
+
+-- The first of a line who is gone or can't be read would hold up all others.
+local function enter_line(m, key)
+  entered[m] = true
+  if call('HSETNX', base .. 'F', key, m) == 1 then return true end
+  local head = call('HGET', base .. 'F', key)
+  if head == m then return true end
+  if absent(head) then
+    advance(key)
+    if call('HSETNX', base .. 'F', key, m) == 1 then return true end
+  end
+  call('ZADD', base .. 'L', 0, key .. ' ' .. m)
+  return false
+end
+
+-- Those who stand aside may be first in their lines. Which these are, they don't tell any more, so all lines are looked at;
+-- a line beyond the first ten thousand goes on with the next job that enters it.
+local function vacate()
+  if not fifo or #parked == 0 then return end
+  local aside, cursor = {}, '0'
+  for _, m in ipairs(parked) do aside[m] = true end
+  for _ = 1, 20 do
+    local page = call('HSCAN', base .. 'F', cursor, 'COUNT', 500)
+    for at = 1, #page[2], 2 do
+      if aside[page[2][at + 1]] and absent(page[2][at + 1]) then advance(page[2][at]) end
+    end
+    cursor = page[1]
+    if cursor == '0' then return end
+  end
 end
 
 -- The end of a job as answers carry it: state, why dead, failure, its message, result bytes, a small result.
@@ -342,6 +383,13 @@ local function unpin_old(limit)
   flush()
 end
 
+-- Tells whoever listens to the channel, and how many they are. What it tells of is written already, so a user that lost its
+-- right to channels just wakes nobody.
+local function tell(channel, message)
+  local heard = redis.pcall('PUBLISH', channel, message)
+  return type(heard) == 'number' and heard or 0
+end
+
 -- Wakes up to `count` claims that wait, those first that have waited longest. Whoever is gone is passed over.
 local function wake(count)
   count = math.min(count, 1000)
@@ -349,7 +397,7 @@ local function wake(count)
     local waiter = call('ZPOPMIN', base .. 'w')[1]
     if not waiter then return end
     local driver, own = waiter:match('^(.*)/(.*)$')
-    if driver and call('PUBLISH', prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
+    if driver and tell(prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
   end
 end
 
@@ -365,28 +413,48 @@ end
 
 -- Ends a script that changed something.
 local function close()
+  vacate()
   flush()
-  if settings[11] then
+  if settings[1] then
     call('HSET', KEYS[1], 'clock', now, 'shift', shift, 'seq', seq)
   end
   if readied > 0 then
     if not paused then wake(readied) end
-    call('PUBLISH', prefix .. ':wake', 'q ' .. queue)
+    tell(prefix .. ':wake', 'q ' .. queue)
   end
-  if soonest then call('PUBLISH', prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
-  for address in pairs(addresses) do call('PUBLISH', prefix .. ':wake', 'c ' .. address) end
+  if soonest then tell(prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
+  for address in pairs(addresses) do tell(prefix .. ':wake', 'c ' .. address) end
 end
 if not declared then return { 'NOTFOUND' } end
 -- Adds jobs. ARGV[2] is "1" when the addresses of all jobs that notify are in their index. Then nine for each job: id, type,
 -- media type, payload, delay in milliseconds, JSON of headers and overrides (or nothing), address, context, ordering key.
 local JOB = 9
 local count = (#ARGV - 2) / JOB
-local ids, told = {}, {}
+if count ~= math.floor(count) then return redis.error_reply('ERR a job takes ' .. JOB .. ' arguments') end
+
+local find, known = string.find, { [''] = true, ['0'] = true, ['application/json'] = true }
+
+-- Types, keys and media types come again and again.
+local function word(text, most)
+  if known[text] == nil then known[text] = #text <= most and not find(text, '[%c "\\\128-\255]') end
+  return known[text]
+end
+
+-- Whether a job keeps the contract's limits: one that doesn't must leave nothing behind, and hold up nobody in its line.
+local function legal(from)
+  local id, kind, media, delay, address = ARGV[from + 1], ARGV[from + 2], ARGV[from + 3], ARGV[from + 5], ARGV[from + 7]
+  return #id > 0 and #id <= 200 and not find(id, '[^%w._:-]') and kind ~= '' and word(kind, 128) and word(ARGV[from + 9], 128)
+    and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]')) and #ARGV[from + 4] <= 1048576
+    and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
+    and #ARGV[from + 6] <= 65536 and #ARGV[from + 8] <= 1024 and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]'))
+end
+
+local ids, bad, told = {}, {}, {}
 for at = 1, count do
   local from = 2 + (at - 1) * JOB
-  ids[at] = ARGV[from + 1]
+  ids[at], bad[at] = ARGV[from + 1], not legal(from)
   local address = ARGV[from + 7]
-  if address ~= '' then told[address] = told[address] or {} end
+  if address ~= '' and not bad[at] then told[address] = told[address] or {} end
 end
 -- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
 for address in pairs(told) do
@@ -450,12 +518,14 @@ local function add(id, from)
 end
 
 local function decide(at)
+  if bad[at] then return 'I' end
   local id, from = ids[at], 2 + (at - 1) * JOB
   local job = jobs[id]
   if job == nil then return 'U' end
   if ARGV[from + 9] ~= '' and not fifo then return 'O' end
   if job and forgotten(job.s) then
     call('ZREM', base .. job.s[1], job.m)
+    if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
     for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
     job = false
   end

@@ -45,7 +45,7 @@ local function batch(limit)
       if job.s[14] == 1 then more[#more + 1] = job.id end
       if job.s[9] == 1 then noted[#noted + 1] = job.id end
     else
-      call('SADD', base .. 'P', m)
+      stand_aside(m)
     end
     examined = examined + 1
   end

@@ -2,12 +2,31 @@
 -- media type, payload, delay in milliseconds, JSON of headers and overrides (or nothing), address, context, ordering key.
 local JOB = 9
 local count = (#ARGV - 2) / JOB
-local ids, told = {}, {}
+if count ~= math.floor(count) then return redis.error_reply('ERR a job takes ' .. JOB .. ' arguments') end
+
+local find, known = string.find, { [''] = true, ['0'] = true, ['application/json'] = true }
+
+-- Types, keys and media types come again and again.
+local function word(text, most)
+  if known[text] == nil then known[text] = #text <= most and not find(text, '[%c "\\\128-\255]') end
+  return known[text]
+end
+
+-- Whether a job keeps the contract's limits: one that doesn't must leave nothing behind, and hold up nobody in its line.
+local function legal(from)
+  local id, kind, media, delay, address = ARGV[from + 1], ARGV[from + 2], ARGV[from + 3], ARGV[from + 5], ARGV[from + 7]
+  return #id > 0 and #id <= 200 and not find(id, '[^%w._:-]') and kind ~= '' and word(kind, 128) and word(ARGV[from + 9], 128)
+    and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]')) and #ARGV[from + 4] <= 1048576
+    and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
+    and #ARGV[from + 6] <= 65536 and #ARGV[from + 8] <= 1024 and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]'))
+end
+
+local ids, bad, told = {}, {}, {}
 for at = 1, count do
   local from = 2 + (at - 1) * JOB
-  ids[at] = ARGV[from + 1]
+  ids[at], bad[at] = ARGV[from + 1], not legal(from)
   local address = ARGV[from + 7]
-  if address ~= '' then told[address] = told[address] or {} end
+  if address ~= '' and not bad[at] then told[address] = told[address] or {} end
 end
 -- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
 for address in pairs(told) do
@@ -71,12 +90,14 @@ local function add(id, from)
 end
 
 local function decide(at)
+  if bad[at] then return 'I' end
   local id, from = ids[at], 2 + (at - 1) * JOB
   local job = jobs[id]
   if job == nil then return 'U' end
   if ARGV[from + 9] ~= '' and not fifo then return 'O' end
   if job and forgotten(job.s) then
     call('ZREM', base .. job.s[1], job.m)
+    if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
     for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
     job = false
   end
