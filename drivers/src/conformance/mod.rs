@@ -8,6 +8,7 @@ mod backends;
 mod fixture;
 pub mod history;
 mod http_backend;
+mod machine;
 pub mod proxy;
 mod scenarios;
 pub mod servers;

@@ -3,8 +3,10 @@
 use crate::conformance::{
     Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job},
+    is_kind,
+    machine::Watch,
 };
-use crate::{Claim, DriverExt, JobId, Settle};
+use crate::{Claim, DriverExt, ErrorKind, JobId, Settle};
 use futures::poll;
 use std::{
     collections::BTreeSet,
@@ -39,7 +41,8 @@ pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) ->
         let answered = if number % 2 == 0 {
             poll!(&mut send).is_ready()
         } else {
-            tokio::time::timeout(Duration::from_micros(number * 100), &mut send).await.is_ok()
+            let patience = if number > 50 { SOON } else { Duration::from_micros(number * 100) };
+            tokio::time::timeout(patience, &mut send).await.is_ok()
         };
         drop(send);
         if answered {
@@ -58,6 +61,7 @@ pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) ->
             check!(found.insert(claimed.id), "a job was handed out twice");
         }
     }
+    check!(known.len() >= 5, "{} enqueues were answered, the patient ones at least should be", known.len());
     check!(found.is_superset(&known), "an acknowledged job is missing");
     fixture.measure(format!("{} of 60 dropped enqueues were made, {} answered", found.len(), known.len()));
     Ok(())
@@ -66,16 +70,17 @@ pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) ->
 pub(super) async fn dispatch_context_cancellation_deadline_exceeded(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let wait = Duration::from_millis(250);
-    let since = Instant::now();
+    let watch = Watch::start();
     let none = subject.claim_for(1, LEASE, wait).await?;
-    let took = since.elapsed();
+    let (took, most) = (watch.elapsed(), wait + Duration::from_secs(2) + watch.pauses());
     check!(none.is_empty(), "an empty queue gave {none:?}");
-    check!(took >= wait && took < wait + Duration::from_secs(2), "a wait of {wait:?} took {took:?}");
+    check!(took >= wait && took < most, "a wait of {wait:?} took {took:?}, {most:?} at most");
     // Claims that are dropped while they wait: every job is settled by somebody in the end.
     let producer = subject.beside(&fixture).await?;
     for round in 0..20 {
         let patience = Duration::from_millis(round % 5 * 3);
-        let claim = subject.claim_for(1, Duration::from_secs(1), SOON);
+        let (lease, since) = (Duration::from_secs(1), Instant::now());
+        let claim = subject.claim_for(1, lease, SOON);
         let (got, sent) = tokio::join!(tokio::time::timeout(patience, claim), producer.enqueue(job()));
         let id = sent?;
         let claimed = match got {
@@ -88,7 +93,17 @@ pub(super) async fn dispatch_context_cancellation_deadline_exceeded(fixture: Fix
         };
         check_eq!(claimed.id, id, "the job after a dropped claim");
         check_eq!(claimed.attempt, 1, "its attempt");
-        subject.succeed(&claimed).await?;
+        let settle = Settle::Succeed { result: None };
+        let settled = subject.driver.settle_one(&subject.queue, &claimed.receipt, settle).await;
+        if !is_kind(&settled, ErrorKind::StaleReceipt) {
+            settled?;
+            continue;
+        }
+        // The machine stood still for longer than the lease: the job comes again.
+        check!(since.elapsed() >= lease, "a lease of {lease:?} was lost after {:?}", since.elapsed());
+        let again = subject.next().await?;
+        check_eq!((&again.id, again.attempt), (&id, 1), "the job after its lease, and its attempt");
+        subject.succeed(&again).await?;
     }
     Ok(())
 }
@@ -105,7 +120,7 @@ pub(super) async fn dispatch_context_cancellation_followup_health(fixture: Fixtu
         let _ = (poll!(&mut claim), poll!(&mut send), poll!(&mut look));
     }
     // The same handle, with nothing left of its connections, threads and places in lines?
-    let since = Instant::now();
+    let since = Watch::start();
     for _ in 0..20 {
         let id = subject.enqueue(job().with_notify(fixture.notify("well")?)).await?;
         let claimed = subject.next().await?;
@@ -115,7 +130,11 @@ pub(super) async fn dispatch_context_cancellation_followup_health(fixture: Fixtu
         check_eq!(subject.next_completion(&fixture.address("well")?).await?.job, id, "the completion");
         subject.stats().await?;
     }
-    check!(since.elapsed() < SOON, "20 jobs took {:.1?} after calls were dropped", since.elapsed());
+    check!(
+        since.elapsed() < SOON + since.pauses(),
+        "20 jobs took {:.1?} after calls were dropped",
+        since.elapsed()
+    );
     fixture.measure(format!("20 jobs in {:.1?} after 900 dropped calls", since.elapsed()));
     Ok(())
 }

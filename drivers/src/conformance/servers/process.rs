@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::{File, create_dir_all, remove_dir_all},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
@@ -46,15 +46,31 @@ impl Drop for Directory {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago.
+/// Ports that servers are given: below those that the kernel gives to outgoing connections, one of which could otherwise
+/// take the port of a server that is about to come back.
+const PORTS: std::ops::Range<u16> = 11_000..20_000;
+
+/// A port of the loopback interface that was free a moment ago and that no other server of this process was given, so that
+/// it stays free while its server is down.
 ///
 /// # Errors
 /// `Unavailable` when there is none.
 pub fn free_port() -> Result<u16> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    let address: SocketAddr =
-        bound.map_err(|error| Error::unavailable(format!("no port of this machine: {error}")))?;
-    Ok(address.port())
+    static GIVEN: AtomicU64 = AtomicU64::new(0);
+    let count = u64::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        // Others run the same tests at the same time: they begin elsewhere.
+        let number = u64::from(std::process::id()) * 97 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + u16::try_from(number % count).unwrap_or_default();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::unavailable(format!(
+        "no port of this machine from {} to {} is free",
+        PORTS.start,
+        PORTS.end - 1
+    )))
 }
 
 /// A server that runs, in a process group of its own. Dropping it kills the group.
@@ -186,6 +202,14 @@ mod tests {
         process.thaw().unwrap();
         process.end(Signal::TERM);
         assert!(process.has_ended());
+    }
+
+    #[test]
+    fn ports_are_given_once_and_not_by_the_kernel() {
+        let ports: Vec<_> = (0..20).map(|_| free_port().unwrap()).collect();
+        let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert_eq!(distinct.len(), ports.len(), "{ports:?}");
+        assert!(ports.iter().all(|port| PORTS.contains(port)), "{ports:?}");
     }
 
     #[test]
