@@ -106,9 +106,10 @@ async fn close_during_delay_retry(fixture: Fixture, window: Window) -> Verdict {
     let (closing, most) = closing;
     check!(closing < most, "closing took {closing:?}");
     let ended = waited.as_ref().map_or_else(|error| error.kind == ErrorKind::Unavailable, Vec::is_empty);
-    open.judge(ended, || format!("a claim that waited was answered {waited:?} by the close"))?;
+    let closed = open.judge(ended, || format!("a claim that waited was answered {waited:?} by the close"));
 
     fixture.restart().await?;
+    closed?;
     let after = before.beside(&fixture).await?;
     let early = after.claim(2).await?;
     open.judge(early.is_empty(), || format!("jobs that were put off by {delay:?} came early: {early:?}"))?;
