@@ -11,14 +11,33 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 use tokio::runtime::Runtime;
 
 const BACKENDS: &str = "memory,embedded,http";
-/// No trial takes longer than this.
+/// No trial takes longer than this, once it has begun.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Those that have another patience: they look into windows, which are longer on a slow machine.
+const PATIENT: [(&str, Duration); 8] = [
+    ("extend_keeps_the_job", Duration::from_secs(240)),
+    ("heartbeat_keeps_one_leased_run", Duration::from_secs(400)),
+    ("ordering_fifo_retry_blocks_key", Duration::from_secs(120)),
+    ("ordering_fifo_delay_blocks_key", Duration::from_secs(120)),
+    ("worker_restart_delay_recovery", Duration::from_secs(240)),
+    ("shutdown_during_delay_retry", Duration::from_secs(240)),
+    ("error_contract_broker_faults", Duration::from_secs(180)),
+    ("consume_after_broker_recovery", Duration::from_secs(180)),
+];
+/// Those that keep every core busy run by themselves: the others would measure them.
+const HEAVY: [(&str, Duration); 3] = [
+    ("soak_broker_faults", Duration::from_secs(400)),
+    ("scheduled_100k_due_at_once", Duration::from_secs(240)),
+    ("soak_mixed_load", Duration::from_secs(180)),
+];
+/// Whoever is heavy has the machine for itself.
+static MACHINE: RwLock<()> = RwLock::new(());
 /// The same with `LONGSHORE_SOAK=1`, where one of them does a million jobs.
 const SOAK: Duration = Duration::from_secs(4 * 3600);
 
@@ -32,6 +51,9 @@ struct Found {
 type Findings = Arc<Mutex<BTreeMap<&'static str, Value>>>;
 
 fn main() {
+    for (name, _) in PATIENT.iter().chain(&HEAVY) {
+        assert!(ALL.iter().any(|scenario| scenario.name == *name), "there is no scenario {name}");
+    }
     let mut arguments = Arguments::from_args();
     use_broker_binary(env!("CARGO_BIN_EXE_longshore-broker"));
     // Most of a trial's time is waiting.
@@ -56,14 +78,30 @@ fn main() {
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut written = true;
     let complete =
         arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
     if complete {
         for (name, offer, findings) in reports {
-            write(name, &offer, &findings);
+            written &= write(name, &offer, &findings);
         }
     }
+    if !written {
+        std::process::exit(1);
+    }
     conclusion.exit();
+}
+
+/// What stands beside a scenario's name.
+fn told<const N: usize>(table: &[(&str, Duration); N], scenario: &Scenario) -> Option<Duration> {
+    table.iter().find(|(name, _)| *name == scenario.name).map(|(_, patience)| *patience)
+}
+
+fn patience(scenario: &Scenario) -> Duration {
+    if std::env::var_os("LONGSHORE_SOAK").is_some() {
+        return SOAK;
+    }
+    told(&HEAVY, scenario).or_else(|| told(&PATIENT, scenario)).unwrap_or(PATIENCE)
 }
 
 fn runtime() -> Runtime {
@@ -123,6 +161,9 @@ fn carry_out(
     run: Run,
     alone: bool,
 ) -> (Result<(), String>, Found) {
+    let heavy = told(&HEAVY, scenario).is_some();
+    let _alone = heavy.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+    let _beside = (!heavy).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
     runtime().block_on(async {
         let started = if alone { backend.start_alone().await } else { backend.start().await };
         let broker = match started {
@@ -142,7 +183,7 @@ async fn bounded(broker: Arc<dyn Broker>, scenario: &Scenario, run: Run) -> (Res
     let (measured, bounds) = (fixture.measured(), fixture.bounds());
     // A panic must not leave the broker running.
     let caught = std::panic::AssertUnwindSafe(run(fixture)).catch_unwind();
-    let patience = patience();
+    let patience = patience(scenario);
     let verdict = match tokio::time::timeout(patience, caught).await {
         Ok(Ok(verdict)) => verdict.map_err(|failed| failed.to_string()),
         Ok(Err(_)) => Err("the scenario panicked".to_owned()),
@@ -152,19 +193,16 @@ async fn bounded(broker: Arc<dyn Broker>, scenario: &Scenario, run: Run) -> (Res
     (verdict, Found { measured, bounds: bounds.all() })
 }
 
-fn patience() -> Duration {
-    if std::env::var_os("LONGSHORE_SOAK").is_some() { SOAK } else { PATIENCE }
-}
-
 /// What holds for each scenario beside its own bounds.
 fn of_all() -> Vec<Bound> {
     let bounds = Bounds::default();
     bounds.at_most("until anything comes that is waited for", SOON);
-    bounds.at_most("for a scenario", patience());
+    bounds.at_most("for most scenarios", PATIENCE);
     bounds.all()
 }
 
-fn write(name: &str, offer: &Offer, findings: &Findings) {
+/// Whether the report could be written.
+fn write(name: &str, offer: &Offer, findings: &Findings) -> bool {
     let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
     let scenarios: Vec<&Value> = ALL.iter().filter_map(|scenario| findings.get(scenario.name)).collect();
     let report = json!({
@@ -178,8 +216,9 @@ fn write(name: &str, offer: &Offer, findings: &Findings) {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance"), PathBuf::from);
     let path = directory.join(format!("{name}.json"));
     let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
-    if let Err(error) = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, text + "\n"))
-    {
+    let written = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, text + "\n"));
+    if let Err(error) = &written {
         eprintln!("{} can't be written: {error}", path.display());
     }
+    written.is_ok()
 }

@@ -63,6 +63,12 @@ pub trait Broker: Debug + Send + Sync {
         None
     }
 
+    /// The same with the time-outs of [`handle`](Self::handle), for scenarios whose connections stand or break at once: a
+    /// machine that stands still for a moment loses no answer.
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        self.handle_at(address).await
+    }
+
     /// Where it listens, the same for as long as it exists. `None` when there is no network before it.
     fn address(&self) -> Option<SocketAddr> {
         None

@@ -1,6 +1,6 @@
 //! What a scenario gets, and what most scenarios do with it.
 
-use super::{Amount, Bounds, Broker, Verdict, check, proxy::Proxy};
+use super::{Amount, Bounds, Broker, Failed, Verdict, check, machine::Watch, proxy::Proxy};
 use crate::{
     Address, Claim, Claimed, Completion, CompletionPage, Declaration, DriverExt, DynDriver, Enqueued, JobId,
     JobRecord, JobState, NewJob, Notify, Owner, Payload, QueueName, QueueSettings, QueueStats,
@@ -82,12 +82,30 @@ impl Fixture {
         Ok(())
     }
 
-    /// What was due after `due` came after `took`: not before, and late by less than `late`.
-    pub(super) fn in_time(&self, what: &str, took: Duration, due: Duration, late: Duration) -> Verdict {
+    /// What was due after `due` came when `watch` is looked at: not before, and late by less than `late`, the machine's pauses
+    /// aside. How late it came.
+    pub(super) fn in_time(
+        &self,
+        what: &str,
+        watch: Watch,
+        due: Duration,
+        late: Duration,
+    ) -> Result<Duration, Failed> {
+        let (took, pauses) = (watch.elapsed(), watch.pauses());
         self.not_early(what, took, due)?;
         let late = self.at_most("late", late);
-        check!(took < due + late, "{what} that was due after {due:?} came after {took:?}");
-        Ok(())
+        check!(
+            took < due + late + pauses,
+            "{what} that was due after {due:?} came after {took:?}, of which the machine stood still for {pauses:?}"
+        );
+        Ok(took.saturating_sub(due))
+    }
+
+    /// The same trial once more, with names that no attempt before it used.
+    pub(super) fn attempt(&self, number: u32) -> Self {
+        let prefix = format!("{}-{number}", self.prefix);
+        let (broker, bounds) = (self.broker.clone(), self.bounds.clone());
+        Self { broker, prefix, measured: self.measured.clone(), bounds }
     }
 
     /// Where a figure goes that the scenario measured.
@@ -119,6 +137,16 @@ impl Fixture {
     /// The same `subject` through `proxy`, with a handle whose calls end soon.
     pub(super) async fn through(&self, proxy: &Proxy, subject: &Subject) -> Result<Subject, Failed> {
         let driver = self.broker.handle_at(proxy.address()).await?;
+        Ok(Subject { driver, queue: subject.queue.clone() })
+    }
+
+    /// The same `subject` through `proxy`, with a handle that is as patient as any.
+    pub(super) async fn patiently_through(
+        &self,
+        proxy: &Proxy,
+        subject: &Subject,
+    ) -> Result<Subject, Failed> {
+        let driver = self.broker.patient_handle_at(proxy.address()).await?;
         Ok(Subject { driver, queue: subject.queue.clone() })
     }
 
@@ -231,6 +259,21 @@ impl Subject {
         jobs.pop().ok_or_else(|| Failed(format!("no job could be claimed within {SOON:?}")))
     }
 
+    /// The next job, which is not due before `delay` is over.
+    pub(super) async fn next_after(&self, delay: Duration) -> Result<Claimed, Failed> {
+        let (since, most) = (Instant::now(), delay + SOON);
+        loop {
+            // A broker may end a wait before its time.
+            let left = most.saturating_sub(since.elapsed());
+            if let Some(job) = self.claim_for(1, LEASE, left).await?.pop() {
+                return Ok(job);
+            }
+            if left.is_zero() {
+                return Err(Failed(format!("no job could be claimed within {most:?}")));
+            }
+        }
+    }
+
     pub(super) async fn settle(&self, job: &Claimed, settle: Settle) -> Verdict {
         Ok(self.driver.settle_one(&self.queue, &job.receipt, settle).await?)
     }
@@ -286,12 +329,12 @@ pub async fn eventually<F>(what: &str, mut ask: impl FnMut() -> F) -> Verdict
 where
     F: Future<Output = Result<bool, Failed>>,
 {
-    let since = Instant::now();
+    let since = Watch::start();
     loop {
         if ask().await? {
             return Ok(());
         }
-        if since.elapsed() > SOON {
+        if since.elapsed() > SOON + since.pauses() {
             return Err(Failed(format!("{what}: not within {SOON:?}")));
         }
         tokio::time::sleep(Duration::from_millis(25)).await;

@@ -202,6 +202,11 @@ impl Broker for ProcessBroker {
         Some(self.directory.path().to_owned())
     }
 
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        let config = HttpConfig::new(&format!("http://{address}"), TokenSource::fixed(TOKEN))?;
+        Ok(Arc::new(HttpDriver::connect(config).await?))
+    }
+
     fn address(&self) -> Option<SocketAddr> {
         Some(self.address)
     }

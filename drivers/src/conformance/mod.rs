@@ -9,6 +9,7 @@ mod bounds;
 mod fixture;
 pub mod history;
 mod http_backend;
+mod machine;
 pub mod proxy;
 mod scenarios;
 pub mod servers;

@@ -3,8 +3,10 @@
 use crate::conformance::{
     Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job},
+    is_kind,
+    machine::Watch,
 };
-use crate::{Claim, DriverExt, JobId, Settle};
+use crate::{Claim, DriverExt, ErrorKind, JobId, Settle};
 use futures::poll;
 use std::{
     collections::BTreeSet,
@@ -43,7 +45,8 @@ pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) ->
         let answered = if number % 2 == 0 {
             poll!(&mut send).is_ready()
         } else {
-            tokio::time::timeout(Duration::from_micros(number * 100), &mut send).await.is_ok()
+            let patience = if number > 50 { SOON } else { Duration::from_micros(number * 100) };
+            tokio::time::timeout(patience, &mut send).await.is_ok()
         };
         drop(send);
         if answered {
@@ -62,6 +65,7 @@ pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) ->
             check!(found.insert(claimed.id), "a job was handed out twice");
         }
     }
+    check!(known.len() >= 5, "{} enqueues were answered, the patient ones at least should be", known.len());
     check!(found.is_superset(&known), "an acknowledged job is missing");
     fixture.measure(format!(
         "{} of {dropped} dropped enqueues were made, {} answered",
@@ -74,16 +78,17 @@ pub(super) async fn dispatch_context_cancellation_midflight(fixture: Fixture) ->
 pub(super) async fn dispatch_context_cancellation_deadline_exceeded(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let wait = Duration::from_millis(250);
-    let since = Instant::now();
+    let watch = Watch::start();
     let none = subject.claim_for(1, LEASE, wait).await?;
-    let took = since.elapsed();
+    let late = fixture.in_time("the end of a wait", watch, wait, LATE);
     check!(none.is_empty(), "an empty queue gave {none:?}");
-    fixture.in_time("the end of a wait", took, wait, LATE)?;
+    late.map(drop)?;
     // Claims that are dropped while they wait: every job is settled by somebody in the end.
     let producer = subject.beside(&fixture).await?;
     for round in 0..fixture.over("dropped waits", 20_u64) {
         let patience = Duration::from_millis(round % 5 * 3);
-        let claim = subject.claim_for(1, Duration::from_secs(1), SOON);
+        let (lease, since) = (Duration::from_secs(1), Instant::now());
+        let claim = subject.claim_for(1, lease, SOON);
         let (got, sent) = tokio::join!(tokio::time::timeout(patience, claim), producer.enqueue(job()));
         let id = sent?;
         let claimed = match got {
@@ -96,7 +101,17 @@ pub(super) async fn dispatch_context_cancellation_deadline_exceeded(fixture: Fix
         };
         check_eq!(claimed.id, id, "the job after a dropped claim");
         check_eq!(claimed.attempt, 1, "its attempt");
-        subject.succeed(&claimed).await?;
+        let settle = Settle::Succeed { result: None };
+        let settled = subject.driver.settle_one(&subject.queue, &claimed.receipt, settle).await;
+        if !is_kind(&settled, ErrorKind::StaleReceipt) {
+            settled?;
+            continue;
+        }
+        // The machine stood still for longer than the lease: the job comes again.
+        check!(since.elapsed() >= lease, "a lease of {lease:?} was lost after {:?}", since.elapsed());
+        let again = subject.next().await?;
+        check_eq!((&again.id, again.attempt), (&id, 1), "the job after its lease, and its attempt");
+        subject.succeed(&again).await?;
     }
     Ok(())
 }
@@ -114,7 +129,7 @@ pub(super) async fn dispatch_context_cancellation_followup_health(fixture: Fixtu
         let _ = (poll!(&mut claim), poll!(&mut send), poll!(&mut look));
     }
     // The same handle, with nothing left of its connections, threads and places in lines?
-    let since = Instant::now();
+    let since = Watch::start();
     let jobs = fixture.over("jobs after them", 20_u32);
     for _ in 0..jobs {
         let id = subject.enqueue(job().with_notify(fixture.notify("well")?)).await?;
@@ -126,7 +141,8 @@ pub(super) async fn dispatch_context_cancellation_followup_health(fixture: Fixtu
         subject.stats().await?;
     }
     let bound = fixture.at_most("for all of them", SOON);
-    check!(since.elapsed() < bound, "{jobs} jobs took {:.1?} after calls were dropped", since.elapsed());
-    fixture.measure(format!("{jobs} jobs in {:.1?} after {} dropped calls", since.elapsed(), 3 * dropped));
+    let took = since.elapsed();
+    check!(took < bound + since.pauses(), "{jobs} jobs took {took:.1?} after calls were dropped");
+    fixture.measure(format!("{jobs} jobs in {took:.1?} after {} dropped calls", 3 * dropped));
     Ok(())
 }

@@ -6,6 +6,7 @@ use crate::conformance::{
     Failed, Fixture, Subject, Verdict, check, check_eq,
     fixture::{number, numbered},
     is_kind,
+    machine::{Window, windowed},
 };
 use crate::{
     Claimed, DeadReason, DriverExt, ErrorKind, Failure, JobId, JobState, NewJob, Ordering, QueueSettings,
@@ -75,16 +76,21 @@ pub(super) async fn ordering_fifo_keys_are_independent(fixture: Fixture) -> Verd
 }
 
 pub(super) async fn ordering_fifo_retry_blocks_key(fixture: Fixture) -> Verdict {
+    windowed(&fixture, Duration::from_millis(300), retry_blocks_key).await
+}
+
+async fn retry_blocks_key(fixture: Fixture, window: Window) -> Verdict {
     let subject = fixture.subject_with(settings()).await?;
     subject.enqueue_all(vec![keyed("a", 0), keyed("a", 1), keyed("b", 2)]).await?;
     let held = subject.claim(10).await?;
     check_eq!(numbers(&held)?, vec![0, 2], "the first of each key");
-    let delay = Duration::from_millis(300);
-    let since = Instant::now();
+    let delay = window.length();
+    let (open, since) = (window.open(), Instant::now());
     let failure = Failure::new("HandlerError", "not yet");
     subject.settle(&held[0], Settle::Retry { delay, failure }).await?;
-    nothing(&subject, "while the first one waits for its retry").await?;
-    let again = subject.next().await?;
+    let blocked = nothing(&subject, "while the first one waits for its retry").await;
+    open.judge(blocked.is_ok(), || format!("{blocked:?}"))?;
+    let again = subject.next_after(delay).await?;
     fixture.not_early("a retry", since.elapsed(), delay)?;
     check_eq!((number(&again)?, again.attempt), (0, 2), "the job that comes next, and its attempt");
     subject.settle(&again, Settle::Release { delay: Duration::ZERO }).await?;
@@ -95,14 +101,19 @@ pub(super) async fn ordering_fifo_retry_blocks_key(fixture: Fixture) -> Verdict 
 }
 
 pub(super) async fn ordering_fifo_delay_blocks_key(fixture: Fixture) -> Verdict {
+    windowed(&fixture, Duration::from_millis(400), delay_blocks_key).await
+}
+
+async fn delay_blocks_key(fixture: Fixture, window: Window) -> Verdict {
     let subject = fixture.subject_with(settings()).await?;
-    let delay = Duration::from_millis(400);
-    let since = Instant::now();
+    let delay = window.length();
+    let (open, since) = (window.open(), Instant::now());
     subject.enqueue(keyed("a", 0).with_delay(delay)).await?;
     subject.enqueue_all(vec![keyed("a", 1), keyed("b", 2)]).await?;
-    let free = only(&subject, "while the first one is delayed", 2).await?;
-    subject.succeed(&free).await?;
-    let first = subject.next().await?;
+    let free = only(&subject, "while the first one is delayed", 2).await;
+    open.judge(free.is_ok(), || format!("{free:?}"))?;
+    subject.succeed(&free?).await?;
+    let first = subject.next_after(delay).await?;
     fixture.not_early("the delayed job", since.elapsed(), delay)?;
     check_eq!(number(&first)?, 0, "the delayed job comes first");
     nothing(&subject, "while it runs").await?;
@@ -114,8 +125,9 @@ pub(super) async fn ordering_fifo_delay_blocks_key(fixture: Fixture) -> Verdict 
 pub(super) async fn ordering_fifo_lost_lease_blocks_key(fixture: Fixture) -> Verdict {
     let subject = fixture.subject_with(settings()).await?;
     subject.enqueue_all(vec![keyed("a", 0), keyed("a", 1)]).await?;
-    let lost = subject.next_for(Duration::from_secs(1)).await?;
+    let lost = subject.next().await?;
     nothing(&subject, "while it runs").await?;
+    subject.driver.extend_one(&subject.queue, &lost.receipt, Duration::from_millis(1)).await?;
     let again = subject.next().await?;
     check_eq!((number(&again)?, again.delivery), (0, 2), "what comes after its lease");
     nothing(&subject, "while it runs again").await?;

@@ -5,6 +5,7 @@ use crate::conformance::{
     fixture::{LEASE, job},
     history::{Client, History},
     is_kind,
+    machine::{Window, windowed},
 };
 use crate::{DeadReason, DriverExt, ErrorKind, JobId, JobState, Outcome, QueueSettings, Receipt, Settle};
 use std::{
@@ -12,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Of a job that is to be kept: a machine that stands still for a moment doesn't lose it.
+const LONG: Duration = Duration::from_secs(4);
 const SHORT: Duration = Duration::from_millis(250);
 
 pub(super) async fn lease_expiry_returns_job_and_counts_a_delivery(fixture: Fixture) -> Verdict {
@@ -50,22 +53,31 @@ pub(super) async fn stale_receipt_is_refused(fixture: Fixture) -> Verdict {
 }
 
 pub(super) async fn extend_keeps_the_job(fixture: Fixture) -> Verdict {
+    fixture.over("lease", LONG);
+    windowed(&fixture, LONG, extended).await
+}
+
+async fn extended(fixture: Fixture, window: Window) -> Verdict {
     let subject = fixture.subject().await?;
     let other = subject.beside(&fixture).await?;
     subject.enqueue(job()).await?;
-    let lease = fixture.over("lease", Duration::from_millis(600));
+    let (lease, since) = (window.length(), Instant::now());
+    let mut open = window.open();
     let claimed = subject.next_for(lease).await?;
-    let since = Instant::now();
-    let held = fixture.over("held", lease * 2);
-    while since.elapsed() < held {
-        let before = claimed.lease_until;
-        let extension = subject.driver.extend_one(&subject.queue, &claimed.receipt, lease).await?;
+    let mut before = claimed.lease_until;
+    while since.elapsed() < lease * 3 / 2 {
+        let extending = window.open();
+        let answer = subject.driver.extend_one(&subject.queue, &claimed.receipt, lease).await;
+        open.judge(answer.is_ok(), || format!("an extension in time: {answer:?}"))?;
+        let extension = answer?;
         check!(extension.lease_until >= before, "an extension made the lease shorter");
         check!(!extension.cancel_requested, "nobody asked for a cancellation");
+        (open, before) = (extending, extension.lease_until);
         let others = other.claim_for(1, LEASE, Duration::from_millis(150)).await?;
-        check!(others.is_empty(), "a job with an extended lease was handed out again");
+        open.judge(others.is_empty(), || "a job with an extended lease was handed out again".into())?;
     }
-    subject.succeed(&claimed).await
+    let settled = subject.succeed(&claimed).await;
+    open.judge(settled.is_ok(), || format!("a settle in time: {settled:?}"))
 }
 
 pub(super) async fn max_deliveries_quarantines(fixture: Fixture) -> Verdict {
@@ -133,9 +145,13 @@ pub(super) async fn throttle_between_losses_counts_losses_only(fixture: Fixture)
 
 /// Three handlers that take three times their lease, and somebody who wants their jobs all the time.
 pub(super) async fn heartbeat_keeps_one_leased_run(fixture: Fixture) -> Verdict {
+    fixture.over("lease", LONG);
+    windowed(&fixture, LONG, heartbeat).await
+}
+
+async fn heartbeat(fixture: Fixture, window: Window) -> Verdict {
     let jobs_held = fixture.over("jobs", 3_usize);
-    let (lease, beats) =
-        (fixture.over("lease", Duration::from_millis(900)), fixture.over("extensions", 9_u32));
+    let (lease, beats) = (window.length(), fixture.over("extensions", 9_u32));
     let subject = fixture.subject().await?;
     let history = Arc::new(History::default());
     let client = async |number| {
@@ -147,18 +163,22 @@ pub(super) async fn heartbeat_keeps_one_leased_run(fixture: Fixture) -> Verdict 
     for answer in worker.enqueue(jobs.collect::<Result<_, _>>()?).await? {
         answer?;
     }
+    let mut open = window.open();
     let held = worker.claim(10, lease, Duration::ZERO).await?;
     check_eq!(held.len(), jobs_held, "jobs that were claimed");
     let run = async {
         for _ in 0..beats {
             tokio::time::sleep(lease / 3).await;
+            let extending = window.open();
             for job in &held {
-                worker.extend(job, lease).await?;
+                let answer = worker.extend(job, lease).await;
+                open.judge(answer.is_ok(), || format!("an extension in time: {answer:?}"))?;
             }
+            open = extending;
         }
         let settles = held.iter().map(|job| (job, Settle::Succeed { result: None }));
         for answer in worker.settle(settles.collect()).await? {
-            answer?;
+            open.judge(answer.is_ok(), || format!("a settle in time: {answer:?}"))?;
         }
         Ok::<_, Failed>(())
     };
@@ -170,6 +190,7 @@ pub(super) async fn heartbeat_keeps_one_leased_run(fixture: Fixture) -> Verdict 
         Ok::<_, Failed>(())
     };
     let (ran, watched) = tokio::join!(run, watch);
+    // Whoever ran knows whether every lease was extended in time, without which the other one may get a job.
     ran?;
     watched?;
     super::faults::judge(&subject, &history).await

@@ -12,7 +12,7 @@ use crate::{
     postgres::{Postgres, PostgresConfig},
 };
 use async_trait::async_trait;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
@@ -172,6 +172,15 @@ fn children(parent: u32) -> Vec<Pid> {
     processes.filter_map(of_parent).collect()
 }
 
+/// Whether a process still runs: one that has ended and that nobody has waited for is a zombie, and holds nothing.
+fn lives(process: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid()));
+    status.is_ok_and(|status| {
+        let state = status.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+        !matches!(state, None | Some("Z" | "X"))
+    })
+}
+
 fn signal(processes: &[Pid], signal: Signal) {
     for process in processes {
         // One that has ended is as good.
@@ -307,8 +316,7 @@ impl Server {
             process.kill();
             let deadline = Instant::now() + STARTS;
             // A new one must not meet an old one at its data.
-            while children.iter().any(|child| test_kill_process(*child).is_ok()) && Instant::now() < deadline
-            {
+            while children.iter().any(|child| lives(*child)) && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -464,6 +472,17 @@ impl PostgresBroker {
         Ok(server)
     }
 
+    /// What leads to it by way of another address.
+    fn config_at(&self, address: SocketAddr) -> Result<PostgresConfig> {
+        let server = self.server.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
+        })?;
+        let mut config = PostgresConfig::new(&server.url(address))?;
+        config.listen = self.config.listen;
+        config.schema.clone_from(&self.config.schema);
+        Ok(config)
+    }
+
     async fn keep(&self, config: PostgresConfig) -> Result<DynDriver> {
         let driver = Arc::new(Postgres::new(config)?);
         self.handles.lock().await.push(driver.clone());
@@ -486,12 +505,9 @@ impl Broker for PostgresBroker {
     }
 
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
-        let server = self.server.as_ref().ok_or_else(one_address)?;
-        let mut config = PostgresConfig::new(&server.url(address))?;
+        let mut config = self.config_at(address)?;
         // Scenarios break the way there; a call takes two attempts to connect and two answers at most.
         (config.connects, config.answers) = (Duration::from_secs(1), Duration::from_millis(1500));
-        config.listen = self.config.listen;
-        config.schema.clone_from(&self.config.schema);
         self.keep(config).await
     }
 
@@ -508,6 +524,10 @@ impl Broker for PostgresBroker {
 
     fn files(&self) -> Option<PathBuf> {
         self.server.as_ref().map(|server| server.directory.clone())
+    }
+
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        self.keep(self.config_at(address)?).await
     }
 
     fn address(&self) -> Option<SocketAddr> {

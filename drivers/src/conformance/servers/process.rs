@@ -46,26 +46,31 @@ impl Drop for Directory {
     }
 }
 
-/// The ports that are given out lie below those of outgoing connections, of which one could take the port of a server that
-/// is about to come back.
-const FIRST_PORT: u32 = 20_000;
-const PORTS: u32 = 10_000;
+/// Ports that servers are given: below those that the kernel gives to outgoing connections, one of which could otherwise
+/// take the port of a server that is about to come back.
+const PORTS: std::ops::Range<u16> = 11_000..20_000;
 
-/// A port of the loopback interface that was free a moment ago, and that nobody else in this process was given.
+/// A port of the loopback interface that was free a moment ago and that no other server of this process was given, so that
+/// it stays free while its server is down.
 ///
 /// # Errors
 /// `Unavailable` when there is none.
 pub fn free_port() -> Result<u16> {
     static GIVEN: AtomicU64 = AtomicU64::new(0);
-    let begin = std::process::id().wrapping_mul(97);
-    for _ in 0..PORTS {
-        let number = u32::try_from(GIVEN.fetch_add(1, Ordering::Relaxed) % u64::from(PORTS)).unwrap_or(0);
-        let port = u16::try_from(FIRST_PORT + begin.wrapping_add(number) % PORTS).unwrap_or(0);
+    let count = u64::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        // Others run the same tests at the same time: they begin elsewhere.
+        let number = u64::from(std::process::id()) * 97 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + u16::try_from(number % count).unwrap_or_default();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return Ok(port);
         }
     }
-    Err(Error::unavailable("no port of this machine is free"))
+    Err(Error::unavailable(format!(
+        "no port of this machine from {} to {} is free",
+        PORTS.start,
+        PORTS.end - 1
+    )))
 }
 
 /// A server that runs, in a process group of its own. Dropping it kills the group.
@@ -224,9 +229,11 @@ mod tests {
     }
 
     #[test]
-    fn ports_differ() {
-        let ports: std::collections::BTreeSet<_> = (0..50).map(|_| free_port().unwrap()).collect();
-        assert_eq!(ports.len(), 50);
+    fn ports_are_given_once_and_not_by_the_kernel() {
+        let ports: Vec<_> = (0..20).map(|_| free_port().unwrap()).collect();
+        let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert_eq!(distinct.len(), ports.len(), "{ports:?}");
+        assert!(ports.iter().all(|port| PORTS.contains(port)), "{ports:?}");
     }
 
     #[test]

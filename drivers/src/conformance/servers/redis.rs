@@ -224,6 +224,10 @@ impl Broker for RedisBroker {
         Some(self.directory.path().to_owned())
     }
 
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        connect(RedisConfig::new(&format!("redis://{address}"))?)
+    }
+
     fn address(&self) -> Option<SocketAddr> {
         Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
     }
