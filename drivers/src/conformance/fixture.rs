@@ -1,6 +1,6 @@
 //! What a scenario gets, and what most scenarios do with it.
 
-use super::{Amount, Bounds, Broker, Failed, Verdict, check, machine::Watch, proxy::Proxy};
+use super::{Amount, Bounds, Broker, Verdict, check, machine::Watch, proxy::Proxy};
 use crate::{
     Address, Claim, Claimed, Completion, CompletionPage, Declaration, DriverExt, DynDriver, Enqueued, JobId,
     JobRecord, JobState, NewJob, Notify, Owner, Payload, QueueName, QueueSettings, QueueStats,

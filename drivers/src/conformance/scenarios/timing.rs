@@ -1,7 +1,7 @@
 //! Never early, late by little.
 
 use crate::conformance::{
-    Failed, Fixture, Verdict, check, check_eq,
+    Fixture, Verdict, check, check_eq,
     fixture::{LEASE, job, number, numbered},
     machine::Watch,
 };
