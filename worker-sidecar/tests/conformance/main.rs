@@ -27,7 +27,7 @@ use std::{
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::runtime::Runtime;
 
@@ -106,7 +106,6 @@ fn trial(ground: &Ground, scenario: &'static Scenario, findings: &Findings) -> T
     let supported = if missing.is_none() { "" } else { "__unsupported" };
     let name = format!("{}::{}{supported}", ground.backend.name(), scenario.name);
     Trial::test(name, move || {
-        let began = Instant::now();
         let bounds = Bounds::default();
         let (verdict, measured) =
             if missing.is_none() { carry_out(&ground, scenario, &bounds) } else { (Ok(()), None) };
@@ -123,7 +122,6 @@ fn trial(ground: &Ground, scenario: &'static Scenario, findings: &Findings) -> T
             "needs": scenario.needs.iter().map(|need| need.name).collect::<Vec<_>>(),
             "missing": missing,
             "measured": measured,
-            "seconds": began.elapsed().as_secs(),
         });
         findings.lock().unwrap_or_else(PoisonError::into_inner).insert(scenario.name, finding);
         verdict.map_err(Failed::from)
