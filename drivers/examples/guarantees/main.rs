@@ -22,7 +22,7 @@ type Failure = Box<dyn std::error::Error>;
 const BROKERS: &[&str] = &["embedded", "http", "redis", "postgres", "postgres-poll", "memory"];
 
 /// The brokers on which the scenarios of workers have to have run. One more is one more word here.
-const WORKER_BROKERS: &[&str] = &["http"];
+const WORKER_BROKERS: &[&str] = &["http", "redis", "postgres"];
 
 fn main() -> Result<ExitCode, Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -131,11 +131,7 @@ fn trial(ground: &Ground, scenario: &'static Scenario, findings: &Findings) -> T
 /// Scenarios that need the machine for themselves wait for the others, and the others for them.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-fn carry_out(
-    ground: &Ground,
-    scenario: &Scenario,
-    bounds: &Bounds,
-) -> (Result<(), String>, Option<String>) {
+fn carry_out(ground: &Ground, scenario: &Scenario, bounds: &Bounds) -> (Result<(), String>, Option<String>) {
     let (_alone, _beside) = if scenario.alone {
         (Some(MACHINE.write().unwrap_or_else(PoisonError::into_inner)), None)
     } else {

@@ -188,26 +188,6 @@ fn signal(processes: &[Pid], signal: Signal) {
     }
 }
 
-/// Starts a process on a thread that lasts as long as this process: a child that wishes to die with its parent dies with
-/// the thread that made it, and tests come and go.
-async fn start_process(program: PathBuf, arguments: Vec<String>, log: PathBuf) -> Result<Process> {
-    type Work = Box<dyn FnOnce() + Send>;
-    static WORK: OnceLock<std::sync::mpsc::Sender<Work>> = OnceLock::new();
-    let work = WORK.get_or_init(|| {
-        let (work, list) = std::sync::mpsc::channel::<Work>();
-        std::thread::spawn(move || list.into_iter().for_each(|work| work()));
-        work
-    });
-    let (done, started) = tokio::sync::oneshot::channel();
-    let start = move || {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        // Whoever went away leaves a process that is dropped here, and so killed.
-        drop(done.send(Process::start("postgres", &program, &arguments, &log)));
-    };
-    work.send(Box::new(start)).map_err(|error| failed("it can't be started", error))?;
-    started.await.map_err(|error| failed("it can't be started", error))?
-}
-
 /// A server of PostgreSQL.
 #[derive(Debug)]
 pub struct Server {
@@ -273,7 +253,8 @@ impl Server {
         let arguments = ["--pdeathsig", "KILL", "--", &postgres, "-D", &data];
         let (program, arguments) = unprivileged(Path::new("setpriv"), &arguments)?;
         let log = self.directory.join("log");
-        *self.process.lock().await = Some(start_process(program, arguments, log).await?);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        *self.process.lock().await = Some(Process::start("postgres", &program, &arguments, &log)?);
         self.answers().await
     }
 

@@ -7,7 +7,11 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -94,17 +98,10 @@ impl Process {
         let out = File::options().create(true).append(true).open(log).map_err(failed)?;
         let errors = out.try_clone().map_err(failed)?;
         // The parent's death is told by a signal that only the child can ask for; setpriv does, without unsafe code here.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(errors)
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        Ok(Self { name, child })
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.stdin(Stdio::null()).stdout(out).stderr(errors).process_group(0);
+        Ok(Self { name, child: spawn(command).map_err(failed)? })
     }
 
     /// The process.
@@ -182,6 +179,26 @@ impl Process {
     }
 }
 
+/// Starts a process on a thread that lasts as long as this process: a child that wishes to die with its parent dies with
+/// the thread that made it, and tests come and go.
+fn spawn(command: Command) -> std::io::Result<Child> {
+    type Work = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static STARTER: OnceLock<mpsc::Sender<Work>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (starter, list) = mpsc::channel::<Work>();
+        std::thread::spawn(move || {
+            for (mut command, done) in list {
+                // Whoever asked waits for it.
+                drop(done.send(command.spawn()));
+            }
+        });
+        starter
+    });
+    let (done, started) = mpsc::channel();
+    starter.send((command, done)).map_err(std::io::Error::other)?;
+    started.recv().map_err(std::io::Error::other)?
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
@@ -226,6 +243,17 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(process.status().is_some_and(|status| !status.success()));
+    }
+
+    #[test]
+    fn a_server_outlives_the_thread_that_asked_for_it() {
+        let directory = Directory::new("process-test").unwrap();
+        let mut process = std::thread::scope(|scope| scope.spawn(|| sleeper(&directory)).join().unwrap());
+        // The death of its parent would be told at once.
+        for _ in 0..100 {
+            std::thread::yield_now();
+            assert!(!process.has_ended());
+        }
     }
 
     #[test]
