@@ -221,7 +221,7 @@ async fn a_producers_long_transaction_doesnt_get_slower_with_each_job() {
     // It is exact for all that.
     add(100).await.unwrap();
     let full = add(1).await.unwrap_err();
-    assert_eq!(full.code().map(|code| code.code()), Some("LS429"));
+    assert_eq!(full.code().map(tokio_postgres::error::SqlState::code), Some("LS429"));
     producer.batch_execute("ROLLBACK").await.unwrap();
     bench.driver.enqueue_one(&bench.queue, job()).await.unwrap();
 }
