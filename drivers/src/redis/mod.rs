@@ -25,6 +25,7 @@ mod link;
 mod reply;
 mod scripts;
 mod server;
+mod stored;
 #[cfg(test)]
 #[cfg(feature = "conformance")]
 mod tests;

@@ -12,7 +12,7 @@ for _, m in ipairs(members) do
     discard(job)
   else
     call('ZREM', base .. set, m)
-    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
+    forget({ id })
   end
 end
 close()
