@@ -218,6 +218,9 @@ impl Bench {
                 }));
             }
         }
+        if self.idle[0].is_empty() {
+            return rows;
+        }
         for (share, name) in [(50, "p50"), (99, "p99")] {
             let [raw, ours] = [0, 1].map(|side: usize| {
                 let rounds: Vec<f64> = self.idle[side].iter().map(|times| slow(times, share)).collect();
