@@ -50,7 +50,9 @@ async fn main() {
     let json = option(&mut arguments, "--json");
     let rounds = option(&mut arguments, "--rounds").map_or(3, |rounds| rounds.parse().unwrap());
     let rewrites = arguments.iter().position(|argument| argument == "--rewrites");
-    rewrites.map(|at| arguments.remove(at));
+    if let Some(at) = rewrites {
+        arguments.remove(at);
+    }
     let deepest = arguments.first().map_or(0, |depth| depth.parse().unwrap());
     let settings = if rewrites.is_some() { SETTINGS.to_vec() } else { [SETTINGS, CALM].concat() };
     let server = RedisBroker::start(&settings).await.unwrap();

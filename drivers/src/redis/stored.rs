@@ -72,7 +72,7 @@ impl<'a> Rest<'a> {
 
     /// A number of `width` bytes, the highest first.
     fn number(&mut self, width: usize) -> Result<u64> {
-        Ok(self.take(width)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        Ok(self.take(width)?.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte)))
     }
 
     fn small(&mut self) -> Result<u32> {
