@@ -8,8 +8,10 @@ export LONGSHORE_CACHE ?= $(HOME)/.cache/longshore
 export CARGO_TARGET_DIR ?= $(LONGSHORE_CACHE)/target
 # What the suite runs on: `http` is the embedded broker behind its server, `postgres-poll` PostgreSQL without LISTEN.
 BROKERS ?= memory,embedded,http,redis,postgres,postgres-poll
-# What the real sidecar runs on in it.
-export LONGSHORE_TEST_WORKER_BROKERS ?= http
+# What the real sidecar runs on in it: those of BROKERS that another process can reach.
+comma := ,
+space := $(subst ,, )
+export LONGSHORE_TEST_WORKER_BROKERS ?= $(subst $(space),$(comma),$(filter http redis postgres,$(subst $(comma), ,$(BROKERS))))
 export LONGSHORE_CONFORMANCE_DIR ?= $(CURDIR)/target/conformance
 CLUSTER := e2e/cluster/cluster
 STEP := e2e/lib/step

@@ -108,14 +108,17 @@ end
 
 local function name_of(s, id) return string.format('%014x', s[2]) .. id end
 
-local function decode(id, raw, read)
-  if not raw then return false end
-  local fine, s = pcall(read, raw)
-  if not fine or not STATES[s[1]] then return nil end
+local function job_of(id, s)
   local one, two = s[1], nil
   if one == 'W' then one, two = 'R', s[6] == 0 and 'W' or 'Y' end
   return { id = id, s = s, m = name_of(s, id), one = one, two = two, to = nil, score = 0, moved = false, touched = false,
     stored = nil }
+end
+
+local function decode(id, raw, read)
+  if not raw then return false end
+  local fine, s = pcall(read, raw)
+  return fine and STATES[s[1]] and job_of(id, s) or nil
 end
 
 -- The job: false when there is none, nil when what is stored makes no sense.
@@ -165,15 +168,28 @@ local function put(job, to, score)
 end
 
 -- Something that can't be read stands aside, so that nothing else has to wait for it.
+local function stand_aside(member)
+  call('SADD', base .. 'P', member)
+  parked[#parked + 1] = member
+end
+
 local function park(set, member)
   call('ZREM', base .. set, member)
-  call('SADD', base .. 'P', member)
+  stand_aside(member)
 end
 
 local function over(s) return s[1] == 'S' or s[1] == 'D' or s[1] == 'C' end
 
 -- Whether nobody should see the job any more, although it was not swept yet.
 local function forgotten(s) return over(s) and s[3] < PINNED and s[3] + retain[s[1]] <= now end
+
+-- Whether the job is in this state. One that lost what changed of it looks as if it waited since it came; it is where it was
+-- found, and goes on from there.
+local function is_in(job, m, set)
+  if not job or job.m ~= m then return false end
+  if job.s[1] == 'W' then job.one, job.two = set, nil end
+  return job.s[1] == set or job.s[1] == 'W'
+end
 
 local function wait(job, due)
   local s = job.s
@@ -194,13 +210,7 @@ end
 
 -- Of jobs with one ordering key the next one's turn has come. It could not be handed out before: those of other keys that
 -- were ready earlier come first.
-local function leave_line(job)
-  if not fifo then return end
-  local key = job.s[11]
-  if call('HGET', base .. 'F', key) ~= job.m then
-    call('ZREM', base .. 'L', key .. ' ' .. job.m)
-    return
-  end
+local function advance(key)
   for _ = 1, 100 do
     local entry = call('ZRANGEBYLEX', base .. 'L', '[' .. key .. ' ', '(' .. key .. '!', 'LIMIT', 0, 1)[1]
     if not entry then
@@ -211,7 +221,7 @@ local function leave_line(job)
     call('ZREM', base .. 'L', entry)
     call('HSET', base .. 'F', key, member)
     local next = get(member:sub(15))
-    if next and next.m == member and next.s[1] == 'B' then
+    if is_in(next, member, 'B') then
       wait(next, math.max(next.s[3], now))
       return
     end
@@ -219,12 +229,49 @@ local function leave_line(job)
   end
 end
 
-local function enter_line(m, key)
-  if call('HSETNX', base .. 'F', key, m) == 0 and call('HGET', base .. 'F', key) ~= m then
-    call('ZADD', base .. 'L', 0, key .. ' ' .. m)
-    return false
+local function leave_line(job)
+  if not fifo then return end
+  local key = job.s[11]
+  if call('HGET', base .. 'F', key) == job.m then
+    advance(key)
+  else
+    call('ZREM', base .. 'L', key .. ' ' .. job.m)
   end
-  return true
+end
+
+-- Whether nobody stands in a line under this name any more.
+local function absent(m)
+  local job = get(m:sub(15))
+  return not job or job.m ~= m or over(job.s)
+end
+
+-- The first of a line who is gone or can't be read would hold up all others.
+local function enter_line(m, key)
+  if call('HSETNX', base .. 'F', key, m) == 1 then return true end
+  local head = call('HGET', base .. 'F', key)
+  if head == m then return true end
+  if absent(head) then
+    advance(key)
+    if call('HSETNX', base .. 'F', key, m) == 1 then return true end
+  end
+  call('ZADD', base .. 'L', 0, key .. ' ' .. m)
+  return false
+end
+
+-- Those who stand aside may be first in their lines. Which these are, they don't tell any more, so all lines are looked at;
+-- a line beyond the first ten thousand goes on with the next job that enters it.
+local function vacate()
+  if not fifo or #parked == 0 then return end
+  local aside, cursor = {}, '0'
+  for _, m in ipairs(parked) do aside[m] = true end
+  for _ = 1, 20 do
+    local page = call('HSCAN', base .. 'F', cursor, 'COUNT', 500)
+    for at = 1, #page[2], 2 do
+      if aside[page[2][at + 1]] and absent(page[2][at + 1]) then advance(page[2][at]) end
+    end
+    cursor = page[1]
+    if cursor == '0' then return end
+  end
 end
 
 -- The end of a job as answers carry it: state, why dead, failure, its message, result bytes, a small result.
@@ -373,7 +420,7 @@ local function expire(limit)
   load(ids)
   for at, m in ipairs(ended) do
     local job = jobs[ids[at]]
-    if job and job.m == m and job.s[1] == 'A' then lose(job) else park('A', m) end
+    if is_in(job, m, 'A') then lose(job) else park('A', m) end
   end
   flush()
 end
@@ -406,6 +453,13 @@ local function unpin_old(limit)
   flush()
 end
 
+-- Tells whoever listens to the channel, and how many they are. What it tells of is written already, so a user that lost its
+-- right to channels just wakes nobody.
+local function tell(channel, message)
+  local heard = redis.pcall('PUBLISH', channel, message)
+  return type(heard) == 'number' and heard or 0
+end
+
 -- Wakes up to `count` claims that wait, those first that have waited longest. Whoever is gone is passed over.
 local function wake(count)
   count = math.min(count, 1000)
@@ -413,7 +467,7 @@ local function wake(count)
     local waiter = call('ZPOPMIN', base .. 'w')[1]
     if not waiter then return end
     local driver, own = waiter:match('^(.*)/(.*)$')
-    if driver and call('PUBLISH', prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
+    if driver and tell(prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
   end
 end
 
@@ -429,16 +483,17 @@ end
 
 -- Ends a script that changed something.
 local function close()
+  vacate()
   flush()
-  if settings[11] then
+  if settings[1] then
     call('HSET', KEYS[1], 'clock', text(now), 'shift', text(shift), 'seq', text(seq))
   end
   if readied > 0 then
     if not paused then wake(readied) end
-    call('PUBLISH', prefix .. ':wake', 'q ' .. queue)
+    tell(prefix .. ':wake', 'q ' .. queue)
   end
-  if soonest then call('PUBLISH', prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
-  for address in pairs(addresses) do call('PUBLISH', prefix .. ':wake', 'c ' .. address) end
+  if soonest then tell(prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
+  for address in pairs(addresses) do tell(prefix .. ':wake', 'c ' .. address) end
 end
 if not declared then return { 'NOTFOUND' } end
 -- Adds jobs. ARGV[2] is "1" when the addresses of all jobs that notify are in their index. Then nine for each job: id, type,
@@ -446,18 +501,40 @@ if not declared then return { 'NOTFOUND' } end
 -- Or ARGV[2] is "same": then type and media type of all jobs, and two for each, id and payload; they have nothing else.
 local JOB, alike = 9, ARGV[2] == 'same'
 local count = alike and (#ARGV - 4) / 2 or (#ARGV - 2) / JOB
-local ids, told = {}, {}
-for at = 1, count do
-  ids[at] = ARGV[alike and 3 + 2 * at or 3 + (at - 1) * JOB]
-  local address = alike and '' or ARGV[(at - 1) * JOB + 9]
-  if address ~= '' then told[address] = told[address] or {} end
+if count < 0 or count ~= math.floor(count) then
+  return redis.error_reply('ERR a job takes ' .. JOB .. ' arguments, or two behind "same", a type and a media type')
 end
 
 -- Type, media type, payload, delay, extras, address, context and key of a job.
 local function what(at)
-  if alike then return ARGV[3], ARGV[4], ARGV[4 + 2 * at], 0, '', '', '', '' end
+  if alike then return ARGV[3], ARGV[4], ARGV[4 + 2 * at], '0', '', '', '', '' end
   local from = 4 + (at - 1) * JOB
   return unpack(ARGV, from, from + 7)
+end
+
+local find, words = string.find, { [''] = true, ['application/json'] = true }
+
+-- Types, keys and media types come again and again.
+local function word(text, most)
+  if words[text] == nil then words[text] = #text <= most and not find(text, '[%c "\\\128-\255]') end
+  return words[text]
+end
+
+-- Whether a job keeps the contract's limits: one that doesn't must leave nothing behind, and hold up nobody in its line.
+local function legal(id, kind, media, payload, delay, extras, address, context, key)
+  return #id > 0 and #id <= 200 and not find(id, '[^%w._:-]') and kind ~= '' and word(kind, 128) and #payload <= 1048576
+    and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]'))
+    and (alike or word(key, 128) and #extras <= 65536 and #context <= 1024
+      and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
+      and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]')))
+end
+
+local ids, bad, told = {}, {}, {}
+for at = 1, count do
+  local id = ARGV[alike and 3 + 2 * at or 3 + (at - 1) * JOB]
+  local address = alike and '' or ARGV[(at - 1) * JOB + 9]
+  ids[at], bad[at] = id, not legal(id, what(at))
+  if address ~= '' and not bad[at] then told[address] = told[address] or {} end
 end
 
 -- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
@@ -476,6 +553,7 @@ local depth = 0
 for _, set in ipairs({ 'R', 'W', 'Y', 'B' }) do depth = depth + call('ZCARD', base .. set) end
 local max, fresh, place = tonumber(settings[6]), {}, {}
 local bodies, metas, states, changed, notes, enter, codes, details = {}, {}, {}, {}, {}, {}, {}, {}
+local created = {}
 
 local function same(id, kind, media, payload)
   if fresh[id] then
@@ -507,9 +585,11 @@ local function add(at, id, kind, media, payload, delay, extras, address, context
   if fifo then
     local state = 'W'
     if not enter_line(m, key) then state, set = 'B', 'B' end
+    local s = { state, own, due, 0, due, 0, 0, 0, notifies, 0, key, '', '', 0, 0, '', 0, '', '', '', -1, 0, 0, '', 0 }
     changed[#changed + 1] = id
-    changed[#changed + 1] = pack({ state, own, due, 0, due, 0, 0, 0, notifies, 0, key, '', '', 0, 0, '', 0, '', '', '', -1, 0,
-      0, '' })
+    changed[#changed + 1] = pack(s)
+    -- Those behind it find it in its line before it is stored.
+    jobs[id] = job_of(id, s)
   end
   if set == 'R' then readied = readied + 1 end
   if set == 'W' then soonest = math.min(soonest or due, due) end
@@ -532,11 +612,13 @@ local function add(at, id, kind, media, payload, delay, extras, address, context
   end
   local to = #states
   states[to + 1], states[to + 2] = id, fixed
+  created[#created + 1] = id
   fresh[id], place[id], depth = at, set, depth + 1
   return 'C'
 end
 
 local function decide(at, id, kind, media, payload, delay, extras, address, context, key)
+  if bad[at] then return 'I' end
   local job = jobs[id]
   if job == nil then return 'U' end
   if key ~= '' and not fifo then return 'O' end
@@ -547,8 +629,9 @@ local function decide(at, id, kind, media, payload, delay, extras, address, cont
   end
   if job and forgotten(job.s) then
     call('ZREM', base .. job.s[1], job.m)
+    if job.s[18] == '+Unreadable' then call('SREM', base .. 'P', job.m) end
     forget({ id })
-    job = false
+    jobs[id], job = false, false
   end
   if job then
     if not same(id, kind, media, payload) then return 'X' end
@@ -569,6 +652,8 @@ for at, id in ipairs(ids) do codes[at] = decide(at, id, what(at)) end
 many('HSET', base .. 'b', bodies, 2)
 many('HSET', base .. 'm', metas, 2)
 many('HSET', base .. 's', states, 2)
+-- What is left of a damaged job must not speak for the one that comes under its id.
+if not fifo then many('HDEL', base .. 't', created) end
 many('HSET', base .. 't', changed, 2)
 many('HSET', base .. 'n', notes, 2)
 for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end

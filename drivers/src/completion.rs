@@ -16,16 +16,17 @@ use std::{fmt, time::Duration};
 pub struct Address(String);
 
 impl Address {
-    /// An address of 1 to 63 lowercase letters, digits and dashes.
+    /// An address of 1 to 127 lowercase letters, digits, dashes and dots.
     ///
     /// # Errors
     /// `Invalid` for anything else.
     pub fn new(text: impl Into<String>) -> Result<Self> {
         let text = text.into();
-        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if text.is_empty() || text.len() > 63 || !text.bytes().all(legal) {
+        let legal =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+        if text.is_empty() || text.len() > 127 || !text.bytes().all(legal) {
             return Err(Error::invalid(
-                "a completion's address must be 1 to 63 lowercase letters, digits and dashes",
+                "a completion's address must be 1 to 127 lowercase letters, digits, dashes and dots",
             ));
         }
         Ok(Self(text))

@@ -5,26 +5,55 @@
 use futures::FutureExt;
 use libtest_mimic::{Arguments, Failed, Trial};
 use longshore_drivers::conformance::{
-    ALL, Backend, Broker, Fixture, Offer, Run, Scenario, by_name, use_broker_binary,
+    ALL, Backend, Bound, Bounds, Broker, Fixture, Offer, Run, SOON, Scenario, by_name, use_broker_binary,
 };
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 use tokio::runtime::Runtime;
 
 const BACKENDS: &str = "memory,embedded,http";
-/// No trial takes longer than this.
+/// No trial takes longer than this, once it has begun.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Those that have another patience: they look into windows, which are longer on a slow machine.
+const PATIENT: [(&str, Duration); 8] = [
+    ("extend_keeps_the_job", Duration::from_secs(240)),
+    ("heartbeat_keeps_one_leased_run", Duration::from_secs(400)),
+    ("ordering_fifo_retry_blocks_key", Duration::from_secs(120)),
+    ("ordering_fifo_delay_blocks_key", Duration::from_secs(120)),
+    ("worker_restart_delay_recovery", Duration::from_secs(240)),
+    ("shutdown_during_delay_retry", Duration::from_secs(240)),
+    ("error_contract_broker_faults", Duration::from_secs(180)),
+    ("consume_after_broker_recovery", Duration::from_secs(180)),
+];
+/// Those that keep every core busy run by themselves: the others would measure them.
+const HEAVY: [(&str, Duration); 3] = [
+    ("soak_broker_faults", Duration::from_secs(400)),
+    ("scheduled_100k_due_at_once", Duration::from_secs(240)),
+    ("soak_mixed_load", Duration::from_secs(180)),
+];
+/// Whoever is heavy has the machine for itself.
+static MACHINE: RwLock<()> = RwLock::new(());
 /// The same with `LONGSHORE_SOAK=1`, where one of them does a million jobs.
 const SOAK: Duration = Duration::from_secs(4 * 3600);
+
+/// What a scenario leaves behind beside its verdict.
+#[derive(Default)]
+struct Found {
+    measured: Option<String>,
+    bounds: Vec<Bound>,
+}
 
 type Findings = Arc<Mutex<BTreeMap<&'static str, Value>>>;
 
 fn main() {
+    for (name, _) in PATIENT.iter().chain(&HEAVY) {
+        assert!(ALL.iter().any(|scenario| scenario.name == *name), "there is no scenario {name}");
+    }
     let mut arguments = Arguments::from_args();
     use_broker_binary(env!("CARGO_BIN_EXE_longshore-broker"));
     // Most of a trial's time is waiting.
@@ -49,14 +78,30 @@ fn main() {
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut written = true;
     let complete =
         arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
     if complete {
         for (name, offer, findings) in reports {
-            write(name, &offer, &findings);
+            written &= write(name, &offer, &findings);
         }
     }
+    if !written {
+        std::process::exit(1);
+    }
     conclusion.exit();
+}
+
+/// What stands beside a scenario's name.
+fn told<const N: usize>(table: &[(&str, Duration); N], scenario: &Scenario) -> Option<Duration> {
+    table.iter().find(|(name, _)| *name == scenario.name).map(|(_, patience)| *patience)
+}
+
+fn patience(scenario: &Scenario) -> Duration {
+    if std::env::var_os("LONGSHORE_SOAK").is_some() {
+        return SOAK;
+    }
+    told(&HEAVY, scenario).or_else(|| told(&PATIENT, scenario)).unwrap_or(PATIENCE)
 }
 
 fn runtime() -> Runtime {
@@ -84,9 +129,10 @@ fn trial(
         Some(need) => (format!("{}::{}__unsupported", backend.name(), scenario.name), need.refused),
     };
     let supported = missing.is_none();
+    let alone = scenario.alone && offer.alone;
     Trial::test(name, move || {
-        let (verdict, measured) = run
-            .map_or((Ok(()), None), |run| carry_out(&*backend, scenario, run, scenario.alone && supported));
+        let (verdict, found) =
+            run.map_or_else(|| (Ok(()), Found::default()), |run| carry_out(&*backend, scenario, run, alone));
         let status = match (&verdict, supported) {
             (Err(_), _) => "failed",
             (Ok(()), true) => "passed",
@@ -97,7 +143,11 @@ fn trial(
             "status": status,
             "guarantee": scenario.guarantee,
             "needs": scenario.needs.iter().map(|need| need.name).collect::<Vec<_>>(),
-            "measured": measured,
+            // Where it is unsupported: for want of what, and whether its twin proved what is there instead.
+            "missing": missing.map(|need| need.name),
+            "twin": !supported && run.is_some(),
+            "bounds": found.bounds,
+            "measured": found.measured,
         });
         let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
         findings.insert(scenario.name, finding);
@@ -110,55 +160,65 @@ fn carry_out(
     scenario: &Scenario,
     run: Run,
     alone: bool,
-) -> (Result<(), String>, Option<String>) {
+) -> (Result<(), String>, Found) {
+    let heavy = told(&HEAVY, scenario).is_some();
+    let _alone = heavy.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+    let _beside = (!heavy).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
     runtime().block_on(async {
         let started = if alone { backend.start_alone().await } else { backend.start().await };
         let broker = match started {
             Ok(broker) => broker,
-            Err(error) => return (Err(format!("the broker can't be started: {error}")), None),
+            Err(error) => return (Err(format!("the broker can't be started: {error}")), Found::default()),
         };
-        let (verdict, measured) = bounded(broker.clone(), scenario, run).await;
+        let answer = bounded(broker.clone(), scenario, run).await;
         broker.stop().await;
-        (verdict, measured)
+        answer
     })
 }
 
-async fn bounded(
-    broker: Arc<dyn Broker>,
-    scenario: &Scenario,
-    run: Run,
-) -> (Result<(), String>, Option<String>) {
+async fn bounded(broker: Arc<dyn Broker>, scenario: &Scenario, run: Run) -> (Result<(), String>, Found) {
     let prefix: String =
         scenario.name.chars().take(12).map(|letter| if letter == '_' { '-' } else { letter }).collect();
     let fixture = Fixture::new(broker, prefix);
-    let measured = fixture.measured();
+    let (measured, bounds) = (fixture.measured(), fixture.bounds());
     // A panic must not leave the broker running.
     let caught = std::panic::AssertUnwindSafe(run(fixture)).catch_unwind();
-    let patience = if std::env::var_os("LONGSHORE_SOAK").is_some() { SOAK } else { PATIENCE };
+    let patience = patience(scenario);
     let verdict = match tokio::time::timeout(patience, caught).await {
         Ok(Ok(verdict)) => verdict.map_err(|failed| failed.to_string()),
         Ok(Err(_)) => Err("the scenario panicked".to_owned()),
         Err(_) => Err(format!("the scenario was not over after {patience:?}")),
     };
-    let figure = measured.lock().unwrap_or_else(PoisonError::into_inner).take();
-    (verdict, figure)
+    let measured = measured.lock().unwrap_or_else(PoisonError::into_inner).take();
+    (verdict, Found { measured, bounds: bounds.all() })
 }
 
-fn write(name: &str, offer: &Offer, findings: &Findings) {
+/// What holds for each scenario beside its own bounds.
+fn of_all() -> Vec<Bound> {
+    let bounds = Bounds::default();
+    bounds.at_most("until anything comes that is waited for", SOON);
+    bounds.at_most("for most scenarios", PATIENCE);
+    bounds.all()
+}
+
+/// Whether the report could be written.
+fn write(name: &str, offer: &Offer, findings: &Findings) -> bool {
     let findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
     let scenarios: Vec<&Value> = ALL.iter().filter_map(|scenario| findings.get(scenario.name)).collect();
     let report = json!({
         "broker": name,
         "server_version": offer.probe.version,
         "capabilities": offer.probe.capabilities,
+        "bounds": of_all(),
         "scenarios": scenarios,
     });
     let directory = std::env::var_os("LONGSHORE_CONFORMANCE_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance"), PathBuf::from);
     let path = directory.join(format!("{name}.json"));
     let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
-    if let Err(error) = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, text + "\n"))
-    {
+    let written = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&path, text + "\n"));
+    if let Err(error) = &written {
         eprintln!("{} can't be written: {error}", path.display());
     }
+    written.is_ok()
 }

@@ -66,7 +66,7 @@ fn compare_all(backend: &dyn Backend, cases: u32, deviates: bool) -> Result<(), 
         max_shrink_iters: if deviates { 100 } else { 2000 },
         ..ProptestConfig::default()
     };
-    let outcome = TestRunner::new(config).run(&operations::histories(subject.capabilities()), |history| {
+    let compare = |history: operations::History| {
         let pair = Pair::new(subject.clone(), model.clone(), deviates);
         // The runner shrinks what returns an error; a panic inside is one too.
         let carried = std::panic::AssertUnwindSafe(carry_out(pair, &history)).catch_unwind();
@@ -74,7 +74,13 @@ fn compare_all(backend: &dyn Backend, cases: u32, deviates: bool) -> Result<(), 
             Ok(carried) => carried.map_err(TestCaseError::fail),
             Err(_) => Err(TestCaseError::fail("it panicked")),
         }
+    };
+    let known = if deviates { Vec::new() } else { operations::known(subject.capabilities()) };
+    let known = known.into_iter().try_for_each(|history| {
+        compare(history.clone()).map_err(|error| TestError::Fail(error.to_string().into(), history))
     });
+    let outcome = known
+        .and_then(|()| TestRunner::new(config).run(&operations::histories(subject.capabilities()), compare));
     runtime.block_on(async {
         broker.stop().await;
         reference.stop().await;

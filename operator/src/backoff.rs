@@ -9,12 +9,17 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
+    const KNOWN: usize = 10_000;
     const FIRST: Duration = Duration::from_millis(250);
     const LONGEST: Duration = Duration::from_secs(60);
 
     /// Counts a failure of `key` and tells how long to wait.
     pub(crate) fn failed(&self, key: &str) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Objects that went while they failed are never heard of again.
+        if failures.len() >= Self::KNOWN && !failures.contains_key(key) {
+            failures.clear();
+        }
         let count = failures.entry(key.to_owned()).or_insert(0);
         *count = count.saturating_add(1);
         delay(*count)

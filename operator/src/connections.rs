@@ -19,6 +19,8 @@ pub(crate) struct Connection {
     pub(crate) driver: DynDriver,
     /// The id of the broker's data.
     pub(crate) backend_id: String,
+    /// The uid of the Broker that it was made for: one that comes later under its name is another one.
+    pub(crate) broker_uid: String,
     /// What the connection was made from: another value means another connection.
     pub(crate) fingerprint: String,
 }

@@ -13,8 +13,6 @@ use std::{sync::Arc, time::Duration};
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
-    /// Where completions of this installation go.
-    pub(crate) address: Address,
     pub(crate) leadership: Leadership,
     pub(crate) connections: Connections,
     pub(crate) lookup: Lookup,
@@ -34,11 +32,22 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Where completions of the workflows of `namespace` go. One of each namespace, so that namespaces that share a broker
+    /// take nothing away from each other.
+    pub(crate) fn address(&self, namespace: &str) -> longshore_drivers::Result<Address> {
+        address(&self.settings.installation, namespace)
+    }
+
     /// The wall clock; read here and nowhere else.
     #[expect(clippy::unused_self, reason = "a context is where a test can put another clock")]
     pub(crate) fn now(&self) -> Timestamp {
         Timestamp::now()
     }
+}
+
+/// Neither an installation's name nor a namespace has a dot.
+pub(crate) fn address(installation: &str, namespace: &str) -> longshore_drivers::Result<Address> {
+    Address::new(format!("{installation}.{namespace}"))
 }
 
 /// A reconciliation that takes longer is given up and tried again.

@@ -26,7 +26,6 @@ use kube::{
     },
 };
 use longshore_crds::{Broker, Queue, Worker, Workflow};
-use longshore_drivers::Address;
 use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -44,7 +43,7 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(6);
 
 /// Runs until a signal comes or leadership is lost. Losing it exits the process: nothing of a deposed leader goes on.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let address = Address::new(settings.installation.clone()).context("LONGSHORE_INSTALLATION")?;
+    installation(&settings.installation).context("LONGSHORE_INSTALLATION")?;
     let client = Client::try_default().await.context("failed to find the API server")?;
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::default();
@@ -80,7 +79,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         let released = released.clone();
         async move { election.hold(&released).await }
     });
-    let work = lead(client, settings, address, leadership, metrics.clone(), readiness, stop.clone());
+    let work = lead(client, settings, leadership, metrics.clone(), readiness, stop.clone());
     let outcome = tokio::select! {
         outcome = work => outcome,
         // However it ends, a lost lease or a panic: nobody renews it any more.
@@ -98,10 +97,19 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
+/// It stands in names on brokers and in labels.
+fn installation(name: &str) -> anyhow::Result<()> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    anyhow::ensure!(
+        !name.is_empty() && name.len() <= 63 && name.bytes().all(legal),
+        "the name of an installation must be 1 to 63 lowercase letters, digits and dashes"
+    );
+    Ok(())
+}
+
 async fn lead(
     client: Client,
     settings: Settings,
-    address: Address,
     leadership: Leadership,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -122,7 +130,6 @@ async fn lead(
         Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(settings.pod_name.clone()) };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
-        address,
         leadership,
         connections: Connections::default(),
         lookup,

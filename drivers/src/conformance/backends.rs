@@ -5,9 +5,16 @@ use crate::{
     Driver, DynDriver, Error, ErrorKind, Result, Timestamp,
     embedded::{Clock, Config, Embedded},
     memory::Memory,
+    policy::Via,
 };
 use async_trait::async_trait;
-use std::{fmt::Debug, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt::Debug,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::Mutex;
 
 /// A kind of broker that can be started.
@@ -37,6 +44,31 @@ pub trait Broker: Debug + Send + Sync {
         Err(Error::new(ErrorKind::Unsupported, format!("this broker can't be reached by way of {address}")))
     }
 
+    /// How another process is told to reach it: as it is, or by way of a proxy at `proxy`. Credentials become files in
+    /// `directory`, the same ones at each call.
+    ///
+    /// # Errors
+    /// `Unsupported` when it lives inside this process, or has one address only and `proxy` is another one; `Unavailable`
+    /// when a file can't be written.
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        let _ = (proxy, directory);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this broker lives inside a process, nobody else can reach it",
+        ))
+    }
+
+    /// Where its data and its log are, if it has files of its own.
+    fn files(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// The same with the time-outs of [`handle`](Self::handle), for scenarios whose connections stand or break at once: a
+    /// machine that stands still for a moment loses no answer.
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        self.handle_at(address).await
+    }
+
     /// Where it listens, the same for as long as it exists. `None` when there is no network before it.
     fn address(&self) -> Option<SocketAddr> {
         None
@@ -62,6 +94,20 @@ pub trait Broker: Debug + Send + Sync {
 
     /// Stops it and removes its data.
     async fn stop(&self);
+}
+
+/// Writes a credential where a process reads it; gives the file's path.
+///
+/// # Errors
+/// `Unavailable` when it can't be written.
+pub(super) fn credential(directory: &Path, name: &str, secret: &str) -> Result<String> {
+    let path = directory.join(name);
+    // Whoever reads it meanwhile finds the one before.
+    let fresh = directory.join(format!("{name}.new"));
+    std::fs::write(&fresh, secret)
+        .and_then(|()| std::fs::rename(&fresh, &path))
+        .map_err(|error| Error::unavailable(format!("{} can't be written: {error}", path.display())))?;
+    Ok(path.display().to_string())
 }
 
 fn no_process() -> Error {
@@ -91,25 +137,29 @@ impl Backend for InMemory {
     }
 
     async fn start(&self) -> Result<Arc<dyn Broker>> {
-        Ok(Arc::new(MemoryBroker(Arc::new(Memory::new()))))
+        Ok(Arc::new(MemoryBroker(Mutex::new(Arc::new(Memory::new())))))
     }
 }
 
 #[derive(Debug)]
-struct MemoryBroker(Arc<Memory>);
+struct MemoryBroker(Mutex<Arc<Memory>>);
 
 #[async_trait]
 impl Broker for MemoryBroker {
     async fn handle(&self) -> Result<DynDriver> {
-        Ok(self.0.clone())
+        Ok(self.0.lock().await.clone())
     }
 
+    /// As a process does that kept everything in memory: what comes back is empty.
     async fn restart(&self) -> Result<()> {
-        Err(Error::new(ErrorKind::Unsupported, "durability: memory doesn't outlive a restart"))
+        let mut open = self.0.lock().await;
+        open.close().await;
+        *open = Arc::new(Memory::new());
+        Ok(())
     }
 
     async fn stop(&self) {
-        self.0.close().await;
+        self.0.lock().await.close().await;
     }
 }
 

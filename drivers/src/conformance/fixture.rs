@@ -1,6 +1,6 @@
 //! What a scenario gets, and what most scenarios do with it.
 
-use super::{Broker, Verdict, proxy::Proxy};
+use super::{Amount, Bounds, Broker, Verdict, check, machine::Watch, proxy::Proxy};
 use crate::{
     Address, Claim, Claimed, Completion, CompletionPage, Declaration, DriverExt, DynDriver, Enqueued, JobId,
     JobRecord, JobState, NewJob, Notify, Owner, Payload, QueueName, QueueSettings, QueueStats,
@@ -32,7 +32,7 @@ impl fmt::Display for Failed {
 }
 
 /// How long anything may take that has no reason to take long.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// A broker and names that no other trial uses.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ pub struct Fixture {
     broker: Arc<dyn Broker>,
     prefix: String,
     measured: Arc<Mutex<Option<String>>>,
+    bounds: Bounds,
 }
 
 impl Fixture {
@@ -50,7 +51,61 @@ impl Fixture {
         static RUN: OnceLock<String> = OnceLock::new();
         let run = RUN.get_or_init(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_owned());
         let trial = TRIALS.fetch_add(1, Ordering::Relaxed);
-        Self { broker, prefix: format!("{}-{run}-{trial}", prefix.into()), measured: Arc::default() }
+        let prefix = format!("{}-{run}-{trial}", prefix.into());
+        Self { broker, prefix, measured: Arc::default(), bounds: Bounds::default() }
+    }
+
+    /// Where the numbers go that the scenario asserts.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds.clone()
+    }
+
+    /// Answers `bound` for the scenario to assert, and keeps it for the report.
+    pub(super) fn at_most<A: Amount>(&self, name: &'static str, bound: A) -> A {
+        self.bounds.at_most(name, bound)
+    }
+
+    /// Answers `bound` for the scenario to assert, and keeps it for the report.
+    pub(super) fn at_least<A: Amount>(&self, name: &'static str, bound: A) -> A {
+        self.bounds.at_least(name, bound)
+    }
+
+    /// Answers `amount`, which the scenario makes the broker go through, and keeps it for the report.
+    pub(super) fn over<A: Amount>(&self, name: &'static str, amount: A) -> A {
+        self.bounds.over(name, amount)
+    }
+
+    /// What was due after `due` came after `took`: not before.
+    pub(super) fn not_early(&self, what: &str, took: Duration, due: Duration) -> Verdict {
+        let early = self.at_most("early", Duration::ZERO);
+        check!(took + early >= due, "{what} that was due after {due:?} came after {took:?}");
+        Ok(())
+    }
+
+    /// What was due after `due` came when `watch` is looked at: not before, and late by less than `late`, the machine's pauses
+    /// aside. How late it came.
+    pub(super) fn in_time(
+        &self,
+        what: &str,
+        watch: Watch,
+        due: Duration,
+        late: Duration,
+    ) -> Result<Duration, Failed> {
+        let (took, pauses) = (watch.elapsed(), watch.pauses());
+        self.not_early(what, took, due)?;
+        let late = self.at_most("late", late);
+        check!(
+            took < due + late + pauses,
+            "{what} that was due after {due:?} came after {took:?}, of which the machine stood still for {pauses:?}"
+        );
+        Ok(took.saturating_sub(due))
+    }
+
+    /// The same trial once more, with names that no attempt before it used.
+    pub(super) fn attempt(&self, number: u32) -> Self {
+        let prefix = format!("{}-{number}", self.prefix);
+        let (broker, bounds) = (self.broker.clone(), self.bounds.clone());
+        Self { broker, prefix, measured: self.measured.clone(), bounds }
     }
 
     /// Where a figure goes that the scenario measured.
@@ -82,6 +137,16 @@ impl Fixture {
     /// The same `subject` through `proxy`, with a handle whose calls end soon.
     pub(super) async fn through(&self, proxy: &Proxy, subject: &Subject) -> Result<Subject, Failed> {
         let driver = self.broker.handle_at(proxy.address()).await?;
+        Ok(Subject { driver, queue: subject.queue.clone() })
+    }
+
+    /// The same `subject` through `proxy`, with a handle that is as patient as any.
+    pub(super) async fn patiently_through(
+        &self,
+        proxy: &Proxy,
+        subject: &Subject,
+    ) -> Result<Subject, Failed> {
+        let driver = self.broker.patient_handle_at(proxy.address()).await?;
         Ok(Subject { driver, queue: subject.queue.clone() })
     }
 
@@ -194,6 +259,21 @@ impl Subject {
         jobs.pop().ok_or_else(|| Failed(format!("no job could be claimed within {SOON:?}")))
     }
 
+    /// The next job, which is not due before `delay` is over.
+    pub(super) async fn next_after(&self, delay: Duration) -> Result<Claimed, Failed> {
+        let (since, most) = (Instant::now(), delay + SOON);
+        loop {
+            // A broker may end a wait before its time.
+            let left = most.saturating_sub(since.elapsed());
+            if let Some(job) = self.claim_for(1, LEASE, left).await?.pop() {
+                return Ok(job);
+            }
+            if left.is_zero() {
+                return Err(Failed(format!("no job could be claimed within {most:?}")));
+            }
+        }
+    }
+
     pub(super) async fn settle(&self, job: &Claimed, settle: Settle) -> Verdict {
         Ok(self.driver.settle_one(&self.queue, &job.receipt, settle).await?)
     }
@@ -249,12 +329,12 @@ pub async fn eventually<F>(what: &str, mut ask: impl FnMut() -> F) -> Verdict
 where
     F: Future<Output = Result<bool, Failed>>,
 {
-    let since = Instant::now();
+    let since = Watch::start();
     loop {
         if ask().await? {
             return Ok(());
         }
-        if since.elapsed() > SOON {
+        if since.elapsed() > SOON + since.pauses() {
             return Err(Failed(format!("{what}: not within {SOON:?}")));
         }
         tokio::time::sleep(Duration::from_millis(25)).await;

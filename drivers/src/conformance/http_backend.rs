@@ -2,7 +2,7 @@
 
 use super::{
     Backend, Broker,
-    backends::FileBroker,
+    backends::{FileBroker, credential},
     servers::process::{Directory, Process, free_port},
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
         client::{HttpConfig, HttpDriver, TokenSource},
         server::{ApiLimits, ServeLimits, Tokens, broker_router, serve},
     },
+    policy::Via,
 };
 use async_trait::async_trait;
 use rustix::process::Signal;
@@ -190,6 +191,20 @@ impl Broker for ProcessBroker {
 
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
         Ok(Arc::new(HttpDriver::connect(config(address)?).await?))
+    }
+
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        let token_files = vec![credential(directory, "broker-token", TOKEN)?];
+        Ok(Via::Http { url: format!("http://{}", proxy.unwrap_or(self.address)), token_files })
+    }
+
+    fn files(&self) -> Option<PathBuf> {
+        Some(self.directory.path().to_owned())
+    }
+
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        let config = HttpConfig::new(&format!("http://{address}"), TokenSource::fixed(TOKEN))?;
+        Ok(Arc::new(HttpDriver::connect(config).await?))
     }
 
     fn address(&self) -> Option<SocketAddr> {

@@ -5,15 +5,18 @@
 //! `tests/conformance.rs` runs them; wrappers and other crates can run [`ALL`] on drivers of their own.
 
 mod backends;
+mod bounds;
 mod fixture;
 pub mod history;
 mod http_backend;
+mod machine;
 pub mod proxy;
 mod scenarios;
 pub mod servers;
 
 pub use backends::{Backend, Broker, by_name};
-pub use fixture::{Failed, Fixture, Subject, eventually};
+pub use bounds::{Amount, Bound, Bounds, Bytes, Holds, Unit};
+pub use fixture::{Failed, Fixture, SOON, Subject, eventually};
 pub use http_backend::use_broker_binary;
 pub use scenarios::ALL;
 
@@ -48,6 +51,7 @@ pub struct Scenario {
 
 /// What a backend has for scenarios to work with.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Offer {
     /// What its brokers say about themselves.
     pub probe: Probe,
@@ -57,6 +61,8 @@ pub struct Offer {
     pub process: bool,
     /// A broker can be had that nobody else uses.
     pub alone: bool,
+    /// Another process can reach it.
+    pub reachable: bool,
 }
 
 impl Offer {
@@ -77,8 +83,14 @@ impl Offer {
 
     async fn look(broker: &dyn Broker, alone: bool) -> CallResult<Self> {
         let probe = broker.handle().await?.probe().await?;
+        let directory = servers::process::Directory::new("credentials")?;
+        let reachable = match broker.via(None, directory.path()) {
+            Ok(_) => true,
+            Err(error) if error.kind == ErrorKind::Unsupported => false,
+            Err(error) => return Err(error),
+        };
         if !alone {
-            return Ok(Self { probe, network: false, process: false, alone });
+            return Ok(Self { probe, network: false, process: false, alone, reachable });
         }
         let network = broker.address().is_some();
         let process = match broker.freeze().await {
@@ -86,7 +98,7 @@ impl Offer {
             Err(error) if error.kind == ErrorKind::Unsupported => false,
             Err(error) => return Err(error),
         };
-        Ok(Self { probe, network, process, alone })
+        Ok(Self { probe, network, process, alone, reachable })
     }
 }
 
@@ -104,8 +116,9 @@ pub struct Need {
 impl Scenario {
     /// The first capability that is missing.
     pub fn missing(&self, offer: &Offer) -> Option<&'static Need> {
-        let alone = self.alone.then_some(&needs::ALONE);
-        self.needs.iter().copied().chain(alone).find(|need| !(need.holds)(offer))
+        // First: what a broker that others use might be able to do is not looked at.
+        let alone: Option<&'static Need> = self.alone.then_some(&needs::ALONE);
+        alone.into_iter().chain(self.needs.iter().copied()).find(|need| !(need.holds)(offer))
     }
 }
 
@@ -131,8 +144,8 @@ macro_rules! check_eq {
 }
 use check_eq;
 
-/// The capabilities that scenarios need.
-pub(crate) mod needs {
+/// The capabilities that scenarios need. Those of the world around a broker are for scenarios elsewhere too.
+pub mod needs {
     use super::scenarios::refusals;
     use super::{Capabilities, Need, Offer};
 
@@ -187,16 +200,23 @@ pub(crate) mod needs {
     pub(crate) static DURABLE: Need = Need {
         name: "durability",
         holds: |offer| capabilities(offer).durability >= crate::Durability::Process,
-        refused: None,
+        refused: Some(|fixture| Box::pin(refusals::durable(fixture))),
     };
     pub(crate) static FIFO: Need = Need {
         name: "fifo",
         holds: |offer| capabilities(offer).fifo,
         refused: Some(|fixture| Box::pin(refusals::fifo(fixture))),
     };
-    pub(crate) static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
-    pub(crate) static NETWORK: Need = Need { name: "network", holds: |offer| offer.network, refused: None };
-    pub(crate) static PROCESS: Need = Need {
+    /// The broker has nobody else to serve.
+    pub static ALONE: Need = Need { name: "alone", holds: |offer| offer.alone, refused: None };
+    /// The way to the broker can be broken.
+    pub static NETWORK: Need = Need {
+        name: "network",
+        holds: |offer| offer.network,
+        refused: Some(|fixture| Box::pin(refusals::network(fixture))),
+    };
+    /// The broker can be killed and frozen.
+    pub static PROCESS: Need = Need {
         name: "process",
         holds: |offer| offer.process,
         refused: Some(|fixture| Box::pin(refusals::process(fixture))),
@@ -254,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn a_broker_that_others_use_is_not_stopped() {
         let offer = Offer::of(&Named).await.unwrap();
-        assert!(!offer.alone && !offer.process && !offer.network);
+        assert!(!offer.alone && !offer.process && !offer.network && !offer.reachable);
         for scenario in ALL.iter().filter(|scenario| scenario.alone) {
             assert!(scenario.missing(&offer).is_some(), "{}", scenario.name);
         }

@@ -1,7 +1,14 @@
 //! The way to a broker, which can be broken in every way that a network breaks: refused, silent, slow, cut in the middle.
 
 use crate::{Error, Result};
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -24,6 +31,10 @@ pub enum Weather {
     Slow(Duration),
     /// Each connection is reset once this many bytes have passed from one side, counted from now on.
     Cut(Side, usize),
+    /// What this side sends from now on waits until the weather changes; what the other one sends passes.
+    Held(Side),
+    /// The same, on each connection from the first bytes of this side on that have the text in them.
+    HeldFrom(Side, &'static str),
 }
 
 /// Who sends.
@@ -40,7 +51,15 @@ pub enum Side {
 pub struct Proxy {
     address: SocketAddr,
     weather: watch::Sender<Weather>,
+    seen: Arc<Seen>,
     listening: JoinHandle<()>,
+}
+
+/// Bytes that came to a proxy.
+#[derive(Debug, Default)]
+struct Seen {
+    all: AtomicUsize,
+    held: AtomicUsize,
 }
 
 impl Proxy {
@@ -52,8 +71,10 @@ impl Proxy {
         let no_port = |error| Error::unavailable(format!("no port of this machine: {error}"));
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(no_port)?;
         let address = listener.local_addr().map_err(no_port)?;
-        let (weather, seen) = watch::channel(Weather::Fair);
-        Ok(Self { address, weather, listening: tokio::spawn(listen(listener, target, seen)) })
+        let (weather, now) = watch::channel(Weather::Fair);
+        let seen = Arc::default();
+        let listening = tokio::spawn(listen(listener, target, now, Arc::clone(&seen)));
+        Ok(Self { address, weather, seen, listening })
     }
 
     /// Where callers connect to.
@@ -64,6 +85,17 @@ impl Proxy {
     /// Changes the weather for connections that exist and for those that come.
     pub fn set(&self, weather: Weather) {
         self.weather.send_replace(weather);
+    }
+
+    /// Bytes that came from either side so far.
+    pub fn seen(&self) -> usize {
+        self.seen.all.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that had to wait in [`Weather::Held`] or [`Weather::HeldFrom`] so far. Those that still do when the proxy
+    /// ends never arrive.
+    pub fn held(&self) -> usize {
+        self.seen.held.load(Ordering::SeqCst)
     }
 
     /// Makes it fair again.
@@ -79,10 +111,15 @@ impl Drop for Proxy {
     }
 }
 
-async fn listen(listener: TcpListener, target: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn listen(
+    listener: TcpListener,
+    target: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    seen: Arc<Seen>,
+) {
     let connections = TaskTracker::new();
     while let Ok((client, _)) = listener.accept().await {
-        connections.spawn(serve(client, target, weather.clone()));
+        connections.spawn(serve(client, target, weather.clone(), seen.clone()));
     }
 }
 
@@ -94,13 +131,18 @@ enum Over {
     Broken,
 }
 
-async fn serve(mut client: TcpStream, target: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn serve(
+    mut client: TcpStream,
+    target: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    seen: Arc<Seen>,
+) {
     let refused = *weather.borrow() == Weather::Reset;
     let mut over = Over::Broken;
     if !refused && let Ok(mut server) = TcpStream::connect(target).await {
         // The small packets of a request must not wait for each other.
         let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-        over = carry(&mut client, &mut server, weather).await;
+        over = carry(&mut client, &mut server, weather, &seen).await;
         if matches!(over, Over::Broken) {
             let _ = server.set_zero_linger();
         }
@@ -110,12 +152,17 @@ async fn serve(mut client: TcpStream, target: SocketAddr, weather: watch::Receiv
     }
 }
 
-async fn carry(client: &mut TcpStream, server: &mut TcpStream, weather: watch::Receiver<Weather>) -> Over {
+async fn carry(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    weather: watch::Receiver<Weather>,
+    seen: &Seen,
+) -> Over {
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let there = pump(Side::Client, from_client, to_server, weather.clone());
-    let back = pump(Side::Server, from_server, to_client, weather);
-    match tokio::try_join!(there, back) {
+    let there = Pump::new(Side::Client, weather.clone(), seen);
+    let back = Pump::new(Side::Server, weather, seen);
+    match tokio::try_join!(there.run(from_client, to_server), back.run(from_server, to_client)) {
         Ok(_) => Over::Done,
         Err(Broken) => Over::Broken,
     }
@@ -123,59 +170,102 @@ async fn carry(client: &mut TcpStream, server: &mut TcpStream, weather: watch::R
 
 struct Broken;
 
-/// Carries bytes of one side until it is done.
-async fn pump(
+/// Carries the bytes of one side of one connection.
+struct Pump<'a> {
     side: Side,
-    mut from: impl AsyncReadExt + Unpin,
-    mut to: impl AsyncWriteExt + Unpin,
-    mut weather: watch::Receiver<Weather>,
-) -> Result<(), Broken> {
-    let mut passed = 0;
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let read = tokio::select! {
-            biased;
-            changed = weather.changed() => {
-                changed.map_err(|_| Broken)?;
-                passed = 0;
-                if *weather.borrow() == Weather::Reset {
-                    return Err(Broken);
-                }
-                continue;
-            }
-            read = from.read(&mut buffer) => read.map_err(|_| Broken)?,
-        };
-        let allowed = pass(side, &mut weather, passed, read).await?;
-        to.write_all(&buffer[..allowed]).await.map_err(|_| Broken)?;
-        passed += allowed;
-        if allowed < read {
-            return Err(Broken);
-        }
-        if read == 0 {
-            return to.shutdown().await.map_err(|_| Broken);
-        }
-    }
+    weather: watch::Receiver<Weather>,
+    seen: &'a Seen,
+    /// Bytes that passed in this weather.
+    passed: usize,
+    /// The last bytes in this weather: a text may come in two pieces.
+    last: Vec<u8>,
 }
 
-/// How many of the bytes that were read may go on, once the weather lets any.
-async fn pass(
-    side: Side,
-    weather: &mut watch::Receiver<Weather>,
-    passed: usize,
-    read: usize,
-) -> Result<usize, Broken> {
-    loop {
-        let now = *weather.borrow_and_update();
-        match now {
-            Weather::Reset => return Err(Broken),
-            Weather::Silent => weather.changed().await.map_err(|_| Broken)?,
-            Weather::Slow(by) => {
-                tokio::time::sleep(by).await;
-                return Ok(read);
+impl<'a> Pump<'a> {
+    fn new(side: Side, weather: watch::Receiver<Weather>, seen: &'a Seen) -> Self {
+        Self { side, weather, seen, passed: 0, last: Vec::new() }
+    }
+
+    async fn run(
+        mut self,
+        mut from: impl AsyncReadExt + Unpin,
+        mut to: impl AsyncWriteExt + Unpin,
+    ) -> Result<(), Broken> {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let read = tokio::select! {
+                biased;
+                changed = self.weather.changed() => {
+                    changed.map_err(|_| Broken)?;
+                    self.turned();
+                    if *self.weather.borrow() == Weather::Reset {
+                        return Err(Broken);
+                    }
+                    continue;
+                }
+                read = from.read(&mut buffer) => read.map_err(|_| Broken)?,
+            };
+            self.seen.all.fetch_add(read, Ordering::SeqCst);
+            let allowed = self.pass(&buffer[..read]).await?;
+            to.write_all(&buffer[..allowed]).await.map_err(|_| Broken)?;
+            self.passed += allowed;
+            if allowed < read {
+                return Err(Broken);
             }
-            Weather::Cut(which, after) if which == side => return Ok(read.min(after.saturating_sub(passed))),
-            Weather::Fair | Weather::Cut(..) => return Ok(read),
+            if read == 0 {
+                return to.shutdown().await.map_err(|_| Broken);
+            }
         }
+    }
+
+    /// The weather is another one.
+    fn turned(&mut self) {
+        (self.passed, self.last) = (0, Vec::new());
+    }
+
+    /// How many of the bytes that were read may go on, once the weather lets any.
+    async fn pass(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        loop {
+            let now = *self.weather.borrow_and_update();
+            match now {
+                Weather::Reset => return Err(Broken),
+                Weather::Silent => self.wait().await?,
+                Weather::Held(which) if which == self.side => self.hold(bytes).await?,
+                Weather::HeldFrom(which, text) if which == self.side && self.has(bytes, text) => {
+                    self.hold(bytes).await?;
+                }
+                Weather::Slow(by) => {
+                    tokio::time::sleep(by).await;
+                    return Ok(bytes.len());
+                }
+                Weather::Cut(which, after) if which == self.side => {
+                    return Ok(bytes.len().min(after.saturating_sub(self.passed)));
+                }
+                Weather::Fair | Weather::Cut(..) | Weather::Held(_) | Weather::HeldFrom(..) => {
+                    return Ok(bytes.len());
+                }
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Result<(), Broken> {
+        self.weather.changed().await.map_err(|_| Broken)?;
+        self.turned();
+        Ok(())
+    }
+
+    async fn hold(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        self.seen.held.fetch_add(bytes.len(), Ordering::SeqCst);
+        self.wait().await
+    }
+
+    /// Whether the text comes with these bytes.
+    fn has(&mut self, bytes: &[u8], text: &str) -> bool {
+        self.last.extend_from_slice(bytes);
+        let found = self.last.windows(text.len().max(1)).any(|part| part == text.as_bytes());
+        let keep = text.len().saturating_sub(1);
+        self.last.drain(..self.last.len().saturating_sub(keep));
+        found
     }
 }
 
@@ -199,6 +289,13 @@ mod tests {
             }
         });
         Proxy::start(target).await.unwrap()
+    }
+
+    /// A server that does what the test does, and the way to it.
+    async fn server() -> (TcpListener, Proxy) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
+        (listener, proxy)
     }
 
     async fn connect(proxy: &Proxy) -> TcpStream {
@@ -297,6 +394,56 @@ mod tests {
             proxy.heal();
             ask(&mut connect(&proxy).await, b"after").await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn what_one_side_says_is_held_and_the_other_heard() {
+        for (side, arrives) in [(Side::Client, false), (Side::Server, true)] {
+            let (listener, proxy) = server().await;
+            let mut near = connect(&proxy).await;
+            near.write_all(b"a").await.unwrap();
+            let (mut far, _) = listener.accept().await.unwrap();
+            assert_eq!(far.read_u8().await.unwrap(), b'a');
+            proxy.set(Weather::Held(side));
+            near.write_all(b"b").await.unwrap();
+            far.write_all(b"c").await.unwrap();
+            let (heard, silent) = if arrives { (&mut far, &mut near) } else { (&mut near, &mut far) };
+            tokio::time::timeout(LONG, heard.read_u8()).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_millis(100), silent.read_u8()).await.unwrap_err();
+            assert_eq!((proxy.seen(), proxy.held()), (3, 1));
+            proxy.heal();
+            tokio::time::timeout(LONG, silent.read_u8()).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_when_the_proxy_ends_never_arrives() {
+        let (listener, proxy) = server().await;
+        let mut near = connect(&proxy).await;
+        let (mut far, _) = listener.accept().await.unwrap();
+        proxy.set(Weather::Held(Side::Client));
+        near.write_all(b"b").await.unwrap();
+        while proxy.held() == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(proxy);
+        let ended = tokio::time::timeout(LONG, far.read(&mut [0])).await.unwrap();
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_text_is_held_also_when_it_comes_in_pieces() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        proxy.set(Weather::HeldFrom(Side::Server, "needle"));
+        ask(&mut stream, b"hay needl").await.unwrap();
+        stream.write_all(b"e").await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_millis(100), stream.read_u8()).await;
+        assert!(answer.is_err(), "{answer:?}");
+        ask(&mut connect(&proxy).await, b"other").await.unwrap();
+        assert_eq!(proxy.held(), 1);
+        proxy.heal();
+        assert_eq!(tokio::time::timeout(LONG, stream.read_u8()).await.unwrap().unwrap(), b'e');
     }
 
     #[tokio::test]

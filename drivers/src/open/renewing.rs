@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// The files are looked at again after this long, and whenever the server refused what stood in them.
 const REFRESH: Duration = Duration::from_mins(1);
+/// How long the server may take to say whether it takes new credentials.
+const TRY: Duration = Duration::from_secs(5);
 /// Calls that are under way on a connection that was replaced get this long to end.
 const RETIRE: Duration = Duration::from_secs(60);
 /// No Secret is larger.
@@ -60,12 +62,17 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 pub(super) type Opener = Box<dyn Fn(&Credentials) -> Result<DynDriver> + Send + Sync>;
 
 /// A driver that is replaced when its credentials change. A call that the server refuses is repeated with the new ones, if
-/// there are new ones; receipts hold across the change, as they belong to the jobs.
+/// there are new ones; while it refuses nothing, new ones have to prove themselves before they replace what works. Receipts
+/// hold across the change, as they belong to the jobs.
 pub(super) struct Renewing {
-    files: Files,
-    opener: Opener,
+    shared: Arc<Shared>,
     /// Those of the first driver; they don't depend on credentials.
     capabilities: Capabilities,
+}
+
+struct Shared {
+    files: Files,
+    opener: Opener,
     current: Mutex<Current>,
 }
 
@@ -78,7 +85,7 @@ struct Current {
 
 impl fmt::Debug for Renewing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Renewing").field("files", &self.files).finish_non_exhaustive()
+        out.debug_struct("Renewing").field("files", &self.shared.files).finish_non_exhaustive()
     }
 }
 
@@ -89,20 +96,41 @@ impl Renewing {
         let driver = opener(&credentials)?;
         let capabilities = driver.capabilities().clone();
         let current = Current { driver, credentials, looked_at: Instant::now(), closed: false };
-        Ok(Self { files, opener, capabilities, current: Mutex::new(current) })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        let shared = Shared { files, opener, current: Mutex::new(current) };
+        Ok(Self { shared: Arc::new(shared), capabilities })
     }
 
     /// The driver to use now.
     fn driver(&self) -> DynDriver {
-        let mut current = self.lock();
-        if current.looked_at.elapsed() >= REFRESH {
-            self.look(&mut current);
+        let mut current = self.shared.lock();
+        if current.looked_at.elapsed() >= REFRESH && !current.closed {
+            current.looked_at = Instant::now();
+            let shared = self.shared.clone();
+            tokio::spawn(async move { shared.try_out().await });
         }
         current.driver.clone()
+    }
+
+    /// Makes a call, and makes it again if it was refused for credentials that changed.
+    async fn call<T, F>(&self, call: impl Fn(DynDriver) -> F + Send + Sync) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+    {
+        let driver = self.driver();
+        match call(driver.clone()).await {
+            Err(error) if error.kind == ErrorKind::Unauthorized => match self.shared.after(&driver) {
+                Some(renewed) => call(renewed).await,
+                None => Err(error),
+            },
+            answer => answer,
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another driver than `refused`, if there is one by now.
@@ -114,42 +142,61 @@ impl Renewing {
         Some(current.driver.clone()).filter(|driver| !Arc::ptr_eq(driver, refused))
     }
 
-    /// Replaces the driver if its credentials changed; what can't be read or used changes nothing.
+    /// Replaces a driver that was refused if its credentials changed; what can't be read or used changes nothing.
     fn look(&self, current: &mut Current) {
         current.looked_at = Instant::now();
+        if let Some((driver, credentials)) = self.renewed(current) {
+            current.replace(driver, credentials);
+        }
+    }
+
+    /// Replaces a driver that works if its credentials changed and the server takes them. Somebody may have mistyped them.
+    async fn try_out(&self) {
+        let renewed = self.renewed(&self.lock());
+        let Some((driver, credentials)) = renewed else { return };
+        let problem = match tokio::time::timeout(TRY, driver.probe()).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_elapsed) => Some(format!("no answer within {TRY:?}")),
+        };
+        {
+            let mut current = self.lock();
+            match &problem {
+                None if !current.closed => return current.replace(driver, credentials),
+                None => {}
+                Some(problem) => {
+                    tracing::warn!(
+                        problem,
+                        "the broker does not take its new credentials: keeping the old ones"
+                    );
+                }
+            }
+        }
+        driver.close().await;
+    }
+
+    /// What stands in the files, and a driver made from it, if it is something else than what is used.
+    fn renewed(&self, current: &Current) -> Option<(DynDriver, Credentials)> {
         if current.closed {
-            return;
+            return None;
         }
         let renewed = self.files.read().and_then(|credentials| {
             let changed = credentials != current.credentials;
             let driver = changed.then(|| (self.opener)(&credentials)).transpose()?;
             Ok(driver.map(|driver| (driver, credentials)))
         });
-        match renewed {
-            Ok(None) => {}
-            Ok(Some((driver, credentials))) => {
-                tracing::info!("the broker's credentials changed: connecting anew");
-                retire(std::mem::replace(&mut current.driver, driver));
-                current.credentials = credentials;
-            }
-            Err(error) => tracing::warn!(%error, "the broker's credentials can't be renewed"),
-        }
+        renewed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the broker's credentials can't be renewed");
+            None
+        })
     }
+}
 
-    /// Makes a call, and makes it again if it was refused for credentials that changed.
-    async fn call<T, F>(&self, call: impl Fn(DynDriver) -> F + Send + Sync) -> Result<T>
-    where
-        T: Send,
-        F: Future<Output = Result<T>> + Send,
-    {
-        let driver = self.driver();
-        match call(driver.clone()).await {
-            Err(error) if error.kind == ErrorKind::Unauthorized => match self.after(&driver) {
-                Some(renewed) => call(renewed).await,
-                None => Err(error),
-            },
-            answer => answer,
-        }
+impl Current {
+    fn replace(&mut self, driver: DynDriver, credentials: Credentials) {
+        tracing::info!("the broker's credentials changed: connecting anew");
+        retire(std::mem::replace(&mut self.driver, driver));
+        self.credentials = credentials;
     }
 }
 
@@ -258,7 +305,7 @@ impl Driver for Renewing {
 
     async fn close(&self) {
         let driver = {
-            let mut current = self.lock();
+            let mut current = self.shared.lock();
             current.closed = true;
             current.driver.clone()
         };

@@ -15,6 +15,8 @@ use tokio_postgres::types::Type;
 
 /// How long one call goes on with a deletion.
 const DELETES: Duration = Duration::from_secs(60);
+/// How long one call goes on with a purge.
+const PURGES: Duration = Duration::from_secs(30);
 
 /// Brings the schema up to date and asks the server who it is.
 pub(super) async fn probe(shared: &Shared, capabilities: &Capabilities) -> Result<Probe> {
@@ -87,32 +89,39 @@ pub(super) async fn declare(
     }
 }
 
-/// Removes a part of a queue; whether there is more.
-pub(super) async fn delete_part(shared: &Shared, queue: &QueueName, owner: &Owner) -> Result<bool> {
+/// What one part of a deletion found.
+pub(super) struct Part {
+    /// The name belongs to somebody else by now.
+    owned: bool,
+    pub(super) more: bool,
+}
+
+/// Removes a part of what was deleted under a queue's name, and the queue itself if it is the owner's.
+pub(super) async fn delete_part(shared: &Shared, queue: &QueueName, owner: &Owner) -> Result<Part> {
     let params: [(&(dyn ToSql + Sync), Type); 3] =
         [(&queue.as_str(), Type::TEXT), (&owner.installation, Type::TEXT), (&owner.uid, Type::TEXT)];
     let rows = shared.pool.call(Effect::Change, "delete_queue", &params).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
-    let Some(row) = rows.first() else { return Ok(false) };
-    if row.try_get::<_, &str>(0).map_err(read)? == "owned" {
-        return Err(Error::owned_by_another(queue));
-    }
+    let Some(row) = rows.first() else { return Ok(Part { owned: false, more: false }) };
     shared.tell(row.try_get::<_, Option<Vec<String>>>(2).map_err(read)?.as_deref());
-    row.try_get(1).map_err(read)
+    let owned = row.try_get::<_, &str>(0).map_err(read)? == "owned";
+    Ok(Part { owned, more: row.try_get(1).map_err(read)? })
 }
 
 pub(super) async fn delete(shared: &Shared, queue: &QueueName, owner: &Owner) -> Result<()> {
     let since = Instant::now();
     loop {
         match delete_part(shared, queue, owner).await {
-            Ok(true) if since.elapsed() < DELETES => {}
-            Ok(true) => {
+            // What is left of an earlier one goes by itself.
+            Ok(Part { owned: true, .. }) => return Err(Error::owned_by_another(queue)),
+            Ok(Part { more: true, .. }) if since.elapsed() < DELETES => {}
+            Ok(Part { more: true, .. }) => {
                 return Err(Error::new(
                     ErrorKind::Timeout,
                     format!("queue {queue} is deleted, but not all of its jobs are gone yet; ask again"),
                 ));
             }
-            Ok(false) => break,
+            Ok(_) => break,
             // Where there is no schema there is no queue.
             Err(error) if error.kind == ErrorKind::NotFound => break,
             Err(error) => return Err(error),
@@ -176,18 +185,41 @@ pub(super) async fn redrive(shared: &Shared, queue: &QueueName, ids: &[JobId]) -
 }
 
 pub(super) async fn purge(shared: &Shared, queue: &QueueName, state: JobState, limit: u32) -> Result<u64> {
-    let limit = i32::try_from((limit as usize).min(Limits::BATCH)).unwrap_or(i32::MAX);
-    let params: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&queue.as_str(), Type::TEXT), (&inspect::code(state), Type::INT4), (&limit, Type::INT4)];
-    let rows = shared.pool.call(Effect::Change, "purge", &params).await?;
-    let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
-    let Some(row) = rows.first() else { return Ok(0) };
-    let purged: i64 = row.try_get(0).map_err(read)?;
-    shared.tell(row.try_get::<_, Option<Vec<String>>>(1).map_err(read)?.as_deref());
+    let limit = u64::from(limit).min(Limits::BATCH as u64);
+    let (since, mut purged) = (Instant::now(), 0);
+    while purged < limit {
+        match purge_part(shared, queue, state, limit - purged).await {
+            Ok((part, more)) => {
+                purged += part;
+                if !more || part == 0 || since.elapsed() > PURGES {
+                    break;
+                }
+            }
+            // What is gone is to be told of.
+            Err(error) if purged > 0 => {
+                tracing::debug!(%queue, %error, "a purge ends early");
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
     if purged > 0 {
         // In a line somebody's turn may have come.
         shared.wakes.tell_queue(queue);
     }
     shared.upkeep.note(queue, None);
-    Ok(purged.unsigned_abs())
+    Ok(purged)
+}
+
+/// One statement's part of a purge: how many went, and whether there is more than it could take.
+async fn purge_part(shared: &Shared, queue: &QueueName, state: JobState, limit: u64) -> Result<(u64, bool)> {
+    let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&queue.as_str(), Type::TEXT), (&inspect::code(state), Type::INT4), (&limit, Type::INT4)];
+    let rows = shared.pool.call(Effect::Change, "purge", &params).await?;
+    let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
+    let Some(row) = rows.first() else { return Ok((0, false)) };
+    let purged: i64 = row.try_get(0).map_err(read)?;
+    shared.tell(row.try_get::<_, Option<Vec<String>>>(1).map_err(read)?.as_deref());
+    Ok((purged.unsigned_abs(), row.try_get(2).map_err(read)?))
 }

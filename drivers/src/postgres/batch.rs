@@ -2,7 +2,11 @@
 //!
 //! While two statements of a kind are under way for a queue, further calls gather; the next statement takes them all. A
 //! lone call finds none under way and leaves at once.
+//!
+//! A transaction of somebody else may hold what one item needs. Items that met one go on by themselves, call by call and
+//! in smaller and smaller parts, so that they keep up nobody who shares their statements.
 
+use super::{error, pool::LOCKS};
 use crate::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
 use std::{
@@ -10,8 +14,12 @@ use std::{
     fmt::{self, Debug},
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
 
 /// Statements of one kind and queue that are under way at once: one commits while the next one works.
 const FLYING: usize = 2;
@@ -19,9 +27,19 @@ const FLYING: usize = 2;
 const ITEMS: usize = 1000;
 /// Bytes of one statement, unless a single call has more.
 const BYTES: usize = 8 * 1024 * 1024;
+/// Statements of items that met others' transactions, at once.
+const DETOURS: usize = 4;
+/// How many parts a call falls into of which nothing could be done.
+const PARTS: usize = 8;
+/// How long such an item rests.
+const REST: Duration = Duration::from_millis(20);
 
 type Answers<A> = Result<Vec<Result<A>>>;
-type Work<K, I, A> = dyn Fn(K, Vec<I>) -> BoxFuture<'static, Answers<A>> + Send + Sync;
+/// What came of a statement; `None` for items that somebody else's transaction is in the way of: nothing was done of them.
+pub(super) type Met<A> = Result<Vec<Option<Result<A>>>>;
+/// Gives the items back, so that they can be tried again.
+type Work<K, I, A> = dyn Fn(K, Vec<I>) -> BoxFuture<'static, (Vec<I>, Met<A>)> + Send + Sync;
+type Splits<K> = dyn Fn(&K) -> bool + Send + Sync;
 type Orphans<K, A> = dyn Fn(K, Vec<Result<A>>) + Send + Sync;
 
 struct Waiting<I, A> {
@@ -44,6 +62,9 @@ struct Inner<K, I, A> {
     /// Only keys with statements under way are in here.
     lanes: Mutex<Lanes<K, I, A>>,
     work: Box<Work<K, I, A>>,
+    /// Whether a call's items may be carried out in another order than the one that they have.
+    splits: Box<Splits<K>>,
+    detours: Semaphore,
     orphans: Box<Orphans<K, A>>,
 }
 
@@ -67,10 +88,17 @@ where
 {
     /// Calls that `work` carries out. What came for callers that went away is given to `orphans`.
     pub(super) fn new(
-        work: impl Fn(K, Vec<I>) -> BoxFuture<'static, Answers<A>> + Send + Sync + 'static,
+        work: impl Fn(K, Vec<I>) -> BoxFuture<'static, (Vec<I>, Met<A>)> + Send + Sync + 'static,
+        splits: impl Fn(&K) -> bool + Send + Sync + 'static,
         orphans: impl Fn(K, Vec<Result<A>>) + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Inner { lanes: Mutex::default(), work: Box::new(work), orphans: Box::new(orphans) }))
+        Self(Arc::new(Inner {
+            lanes: Mutex::default(),
+            work: Box::new(work),
+            splits: Box::new(splits),
+            detours: Semaphore::new(DETOURS),
+            orphans: Box::new(orphans),
+        }))
     }
 
     /// Carries one call out. Dropping it before its statement left takes it back.
@@ -102,7 +130,12 @@ struct Sender<K: Eq + Hash, I, A> {
     seated: bool,
 }
 
-impl<K: Clone + Eq + Hash, I, A> Sender<K, I, A> {
+impl<K, I, A> Sender<K, I, A>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    I: Send + 'static,
+    A: Send + 'static,
+{
     async fn run(mut self) {
         while let Some(batch) = self.take() {
             let mut items = Vec::with_capacity(batch.iter().map(|waiting| waiting.items.len()).sum());
@@ -112,19 +145,35 @@ impl<K: Clone + Eq + Hash, I, A> Sender<K, I, A> {
                 items.extend(waiting.items);
             }
             match (self.inner.work)(self.key.clone(), items).await {
-                Ok(answers) => self.hand_out(callers, answers),
-                Err(error) => {
+                (items, Ok(answers)) => self.hand_out(callers, items, answers),
+                (_, Err(error)) => {
                     callers.into_iter().for_each(|(_, reply)| drop(reply.send(Err(error.clone()))));
                 }
             }
         }
     }
 
-    fn hand_out(&self, callers: Vec<(usize, oneshot::Sender<Answers<A>>)>, answers: Vec<Result<A>>) {
-        let mut answers = answers.into_iter();
+    fn hand_out(
+        &self,
+        callers: Vec<(usize, oneshot::Sender<Answers<A>>)>,
+        items: Vec<I>,
+        answers: Vec<Option<Result<A>>>,
+    ) {
+        let (mut items, mut answers) = (items.into_iter(), answers.into_iter());
         for (count, reply) in callers {
-            if let Err(Ok(orphans)) = reply.send(Ok(answers.by_ref().take(count).collect())) {
-                (self.inner.orphans)(self.key.clone(), orphans);
+            let detour = Detour {
+                inner: self.inner.clone(),
+                key: self.key.clone(),
+                answers: answers.by_ref().take(count).collect(),
+                reply,
+            };
+            let left = items.by_ref().take(count).enumerate();
+            let left: Vec<(usize, I)> = left.filter(|(at, _)| detour.is_open(*at)).collect();
+            if left.is_empty() {
+                detour.end();
+            } else {
+                // A task of its own: others go on.
+                tokio::spawn(detour.run(left));
             }
         }
     }
@@ -170,4 +219,75 @@ impl<K: Eq + Hash, I, A> Drop for Sender<K, I, A> {
             leave(&mut self.inner.lock(), &self.key);
         }
     }
+}
+
+/// A call that has items which met somebody else's transaction.
+struct Detour<K, I, A> {
+    inner: Arc<Inner<K, I, A>>,
+    key: K,
+    answers: Vec<Option<Result<A>>>,
+    reply: oneshot::Sender<Answers<A>>,
+}
+
+impl<K: Clone, I, A> Detour<K, I, A> {
+    fn is_open(&self, at: usize) -> bool {
+        self.answers.get(at).is_some_and(Option::is_none)
+    }
+
+    /// Tries items until each has its answer, or it took too long.
+    async fn run(mut self, left: Vec<(usize, I)>) {
+        let deadline = Instant::now() + LOCKS;
+        let mut parts = VecDeque::from([left]);
+        while let Some(part) = parts.pop_front() {
+            if Instant::now() >= deadline || self.reply.is_closed() {
+                break;
+            }
+            let count = part.len();
+            let left = self.attempt(part).await;
+            if left.len() == count && count > 1 && (self.inner.splits)(&self.key) {
+                parts.extend(split(left));
+            } else if !left.is_empty() {
+                parts.push_back(left);
+                tokio::time::sleep(REST).await;
+            }
+        }
+        self.end();
+    }
+
+    /// Tries items once; those of which nothing was done.
+    async fn attempt(&mut self, part: Vec<(usize, I)>) -> Vec<(usize, I)> {
+        let (places, items): (Vec<usize>, Vec<I>) = part.into_iter().unzip();
+        let (items, met) = {
+            // It is never closed.
+            let _turn = self.inner.detours.acquire().await;
+            (self.inner.work)(self.key.clone(), items).await
+        };
+        match met {
+            Ok(answers) => {
+                for (place, answer) in places.iter().zip(answers) {
+                    self.answers[*place] = answer;
+                }
+            }
+            Err(error) => places.iter().for_each(|place| self.answers[*place] = Some(Err(error.clone()))),
+        }
+        places.into_iter().zip(items).filter(|(place, _)| self.is_open(*place)).collect()
+    }
+
+    fn end(self) {
+        let answers = self.answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error::held())));
+        if let Err(Ok(orphans)) = self.reply.send(Ok(answers.collect())) {
+            (self.inner.orphans)(self.key, orphans);
+        }
+    }
+}
+
+/// A few parts, in order.
+fn split<T>(mut items: Vec<T>) -> Vec<Vec<T>> {
+    let size = items.len().div_ceil(PARTS).max(1);
+    let mut parts = Vec::with_capacity(PARTS);
+    while !items.is_empty() {
+        let rest = items.split_off(size.min(items.len()));
+        parts.push(std::mem::replace(&mut items, rest));
+    }
+    parts
 }

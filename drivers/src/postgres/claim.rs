@@ -46,9 +46,9 @@ pub(super) enum Found {
     Nothing(Option<Duration>),
 }
 
-/// Where claims begin to look. Jobs that were handed out leave dead entries at the beginning of the index until the
-/// oldest transaction of the server ends, and a claim that walks over all of them gets slower and slower. So the next
-/// one begins where the one before found something, for a second; then one looks from the beginning again.
+/// Where claims begin to look, for jobs and for leases that ended. Both leave dead entries at the beginning of their index
+/// until the oldest transaction of the server ends, and a claim that walks over all of them gets slower and slower. So the
+/// next one begins where the one before found something, or looked, for a second; then one looks from the beginning again.
 #[derive(Debug, Default)]
 pub(super) struct Floors(Mutex<HashMap<QueueName, (Instant, i64)>>);
 
@@ -139,12 +139,14 @@ struct Batch {
 async fn send(shared: &Shared, wanted: &Wanted, max: usize, floor: i64) -> Result<Batch> {
     let max = i32::try_from(max).unwrap_or(i32::MAX);
     let lease = millis(wanted.lease);
-    let params: [(&(dyn ToSql + Sync), Type); 5] = [
+    let since = shared.looks.of(&wanted.queue);
+    let params: [(&(dyn ToSql + Sync), Type); 6] = [
         (&wanted.queue.as_str(), Type::TEXT),
         (&max, Type::INT4),
         (&lease, Type::INT8),
         (&wanted.worker, Type::TEXT),
         (&floor, Type::INT8),
+        (&since, Type::INT8),
     ];
     let rows = shared.pool.call(Effect::Change, "claim", &params).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
@@ -154,6 +156,9 @@ async fn send(shared: &Shared, wanted: &Wanted, max: usize, floor: i64) -> Resul
     };
     let now: i64 = last.try_get(18).map_err(read)?;
     let next: Option<i64> = last.try_get(19).map_err(read)?;
+    if since == i64::MIN {
+        shared.looks.found(&wanted.queue, now);
+    }
     if last.try_get::<_, Option<bool>>(20).map_err(read)? == Some(true) {
         shared.wakes.tell_queue(&wanted.queue);
     }
@@ -176,7 +181,7 @@ async fn bury(shared: &Shared, wanted: &Wanted, jobs: &mut Vec<Result<Claimed, U
         tracing::warn!(queue = %wanted.queue, error = %broken.error, "a job that can't be read is dead");
         settle::unreadable(&broken.receipt, &broken.error)
     });
-    if let Err(error) = settle::run(shared, &wanted.queue, &ends.flatten().collect::<Vec<_>>()).await {
+    if let Err(error) = settle::insist(shared, &wanted.queue, ends.flatten().collect()).await {
         tracing::warn!(%error, "jobs that can't be read stay leased for now");
     }
     true

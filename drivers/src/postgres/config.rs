@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::{fmt, str::FromStr, time::Duration};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
 /// How long a connection may take to be made.
 const CONNECTS: Duration = Duration::from_secs(5);
@@ -61,6 +61,10 @@ impl PostgresConfig {
             .keepalives_idle(Duration::from_secs(30))
             .keepalives_interval(Duration::from_secs(10))
             .keepalives_retries(3);
+        if server.get_hosts().len().max(server.get_hostaddrs().len()) > 1 {
+            // Of several servers the one that takes changes.
+            server.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         if server.get_application_name().is_none() {
             server.application_name("longshore");
         }

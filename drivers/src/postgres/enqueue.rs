@@ -2,6 +2,7 @@
 
 use super::{
     Shared,
+    batch::Met,
     error::{self, Effect},
     inspect::{self, End},
 };
@@ -9,7 +10,7 @@ use crate::{
     Enqueued, Error, ErrorKind, JobId, JobState, Limits, NewJob, Outcome, QueueName, Result, job::JSON,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -50,14 +51,20 @@ pub(super) fn prepare(mut job: NewJob, limits: &Limits) -> Result<NewRow> {
     Ok(NewRow { id: job.id.take().unwrap_or_else(JobId::generate), chosen, headers, job })
 }
 
-/// How deep queues were a moment ago.
+/// What the server says of a job whose key somebody else holds.
+const HELD: i32 = 5;
+
+/// How deep queues were a moment ago, and which ones have no order.
 #[derive(Debug, Default)]
-pub(super) struct Depths(Mutex<HashMap<QueueName, (Instant, i64, i64)>>);
+pub(super) struct Depths {
+    depths: Mutex<HashMap<QueueName, (Instant, i64, i64)>>,
+    unordered: Mutex<HashSet<QueueName>>,
+}
 
 impl Depths {
     /// Whether the server has to look how deep a queue is.
     fn matters(&self, queue: &QueueName) -> bool {
-        let depths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let depths = self.depths.lock().unwrap_or_else(PoisonError::into_inner);
         depths
             .get(queue)
             .is_none_or(|(at, depth, max)| at.elapsed() > FRESH || depth.saturating_add(FAR) > *max)
@@ -65,15 +72,33 @@ impl Depths {
 
     /// Another limit may hold from now on.
     pub(super) fn forget(&self, queue: &QueueName) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+        self.depths.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+        self.unordered.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
     }
 
     fn note(&self, queue: &QueueName, depth: i64, max: i64) {
-        let mut depths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut depths = self.depths.lock().unwrap_or_else(PoisonError::into_inner);
         if depths.len() > 1024 {
             depths.retain(|_, (at, ..)| at.elapsed() < FRESH);
         }
         depths.insert(queue.clone(), (Instant::now(), depth, max));
+    }
+
+    /// Whether the order of jobs matters, as far as this driver knows.
+    pub(super) fn is_unordered(&self, queue: &QueueName) -> bool {
+        self.unordered.lock().unwrap_or_else(PoisonError::into_inner).contains(queue)
+    }
+
+    fn note_order(&self, queue: &QueueName, fifo: bool) {
+        let mut unordered = self.unordered.lock().unwrap_or_else(PoisonError::into_inner);
+        if fifo {
+            unordered.remove(queue);
+        } else if !unordered.contains(queue) {
+            if unordered.len() > 1024 {
+                unordered.clear();
+            }
+            unordered.insert(queue.clone());
+        }
     }
 }
 
@@ -94,19 +119,19 @@ pub(super) fn delay(duration: Duration) -> i64 {
 }
 
 /// Adds jobs in one statement.
-pub(super) async fn run(
-    shared: &Shared,
-    queue: &QueueName,
-    rows: &[NewRow],
-) -> Result<Vec<Result<Enqueued>>> {
-    let answers = send(shared, queue, rows).await?;
+pub(super) async fn run(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Met<Enqueued> {
+    let Some(answers) = send(shared, queue, rows).await? else {
+        return Ok(rows.iter().map(|_| None).collect());
+    };
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
-    let mut refused: HashMap<usize, Result<Enqueued>> = HashMap::new();
-    let mut max_depth = 0;
+    let mut refused: HashMap<usize, Option<Result<Enqueued>>> = HashMap::new();
+    let (mut max_depth, mut added) = (0, 0);
     for row in &answers {
         let (code, ord): (i32, i64) = (row.try_get(0).map_err(read)?, row.try_get(1).map_err(read)?);
         if code == 0 {
+            added = usize::try_from(ord).unwrap_or(0);
             max_depth = row.try_get(3).map_err(read)?;
+            shared.depths.note_order(queue, row.try_get(4).map_err(read)?);
             if let Some(depth) = row.try_get(2).map_err(read)? {
                 shared.depths.note(queue, depth, max_depth);
             }
@@ -114,15 +139,24 @@ pub(super) async fn run(
         }
         let at = usize::try_from(ord - 1).unwrap_or(usize::MAX);
         let Some(asked) = rows.get(at) else { continue };
-        refused.insert(at, refusal(row, code, asked, max_depth));
+        let answer = (code != HELD).then(|| refusal(row, code, asked, max_depth));
+        refused.insert(at, answer);
     }
     let delayed = rows.iter().filter(|row| !row.job.delay.is_zero()).map(|row| row.job.delay).min();
     shared.upkeep.note(queue, delayed);
-    if refused.len() < rows.len() {
+    if added > 0 {
         shared.wakes.tell_queue(queue);
     }
+    // Those that the server says nothing else of are the ones it added, if it added as many.
+    let all_told = added + refused.len() == rows.len();
     let answer = |(at, row): (usize, &NewRow)| {
-        refused.remove(&at).unwrap_or_else(|| Ok(Enqueued::Created { id: row.id.clone() }))
+        refused.remove(&at).unwrap_or_else(|| {
+            Some(if all_told {
+                Ok(Enqueued::Created { id: row.id.clone() })
+            } else {
+                Err(Error::new(ErrorKind::Ambiguous, "the server did not say which jobs it added"))
+            })
+        })
     };
     Ok(rows.iter().enumerate().map(answer).collect())
 }
@@ -160,7 +194,7 @@ fn column<'a, T>(rows: &'a [NewRow], value: impl Fn(&'a NewRow) -> T) -> Vec<T> 
     rows.iter().map(value).collect()
 }
 
-async fn send(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Result<Vec<Row>> {
+async fn send(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Result<Option<Vec<Row>>> {
     let chosen = rows.iter().any(|row| row.chosen);
     let keyed = rows.iter().any(|row| row.job.ordering_key.is_some());
     let check = keyed || (shared.depths.matters(queue) && rows.iter().any(|row| row.job.notify.is_none()));
@@ -194,7 +228,7 @@ async fn send(shared: &Shared, queue: &QueueName, rows: &[NewRow]) -> Result<Vec
         (&addresses, Type::TEXT_ARRAY),
         (&contexts, Type::BYTEA_ARRAY),
     ];
-    shared.pool.call(Effect::Change, "enqueue_batch", &params).await
+    shared.pool.try_call(Effect::Change, "enqueue_batch", &params).await
 }
 
 #[cfg(test)]

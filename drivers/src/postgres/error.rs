@@ -41,6 +41,24 @@ pub(super) fn is_conflict(error: &tokio_postgres::Error) -> bool {
     })
 }
 
+/// Whether the transaction was undone because somebody else held for too long what it needed.
+pub(super) fn is_locked(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+/// What others held until it was given up.
+pub(super) fn held() -> Error {
+    Error::unavailable(
+        "PostgreSQL: another transaction holds what this needs; nothing was done, look for long transactions, then try \
+         again",
+    )
+}
+
+/// Whether this server takes no changes.
+pub(super) fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
 /// Whether the schema or what should be in it is missing.
 pub(super) fn is_missing(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {
@@ -124,14 +142,16 @@ fn of_server(answer: &DbError, effect: Effect) -> Error {
                 format!("PostgreSQL: {said}; the schema is not the one that this version knows"),
             )
         }
-        _ => of_class(answer, &unavailable),
+        _ => of_class(answer, effect, &unavailable),
     }
 }
 
-fn of_class(answer: &DbError, unavailable: &dyn Fn(&str) -> Error) -> Error {
+fn of_class(answer: &DbError, effect: Effect, unavailable: &dyn Fn(&str) -> Error) -> Error {
     let code = answer.code().code();
     match code.get(..2) {
-        Some("08" | "53" | "55" | "57" | "58") => unavailable("nothing was done; see the server's log"),
+        // A pooler's word for a server connection that died: before or after the commit, it can't tell.
+        Some("08") => lost(effect, &format!("the connection failed ({code})")),
+        Some("53" | "55" | "57" | "58") => unavailable("nothing was done; see the server's log"),
         Some("XX") => Error::new(
             ErrorKind::Fatal,
             format!("PostgreSQL found damage ({code}): {}; see the server's log", answer.message()),

@@ -84,7 +84,10 @@ struct Shared {
     pool: Arc<Pool>,
     wakes: Arc<Wakes>,
     upkeep: Upkeep,
+    /// For jobs that are due.
     floors: claim::Floors,
+    /// For leases that ended.
+    looks: claim::Floors,
     depths: enqueue::Depths,
     /// Completions that others could not read were taken back.
     unparked: AtomicBool,
@@ -128,42 +131,56 @@ impl Postgres {
             wakes: Arc::new(Wakes::new()),
             upkeep: Upkeep::default(),
             floors: claim::Floors::default(),
+            looks: claim::Floors::default(),
             depths: enqueue::Depths::default(),
             unparked: AtomicBool::new(false),
         });
-        let (of_enqueue, of_claim, of_settle, of_extend, of_orphans) =
-            (shared.clone(), shared.clone(), shared.clone(), shared.clone(), shared.clone());
+        let (of_enqueue, of_order, of_claim, of_settle, of_extend, of_orphans) =
+            (shared.clone(), shared.clone(), shared.clone(), shared.clone(), shared.clone(), shared.clone());
         Ok(Self {
             capabilities: capabilities(),
             enqueues: Batcher::new(
                 move |queue: QueueName, rows: Vec<NewRow>| {
                     let shared = of_enqueue.clone();
-                    Box::pin(async move { enqueue::run(&shared, &queue, &rows).await })
+                    Box::pin(async move {
+                        let met = enqueue::run(&shared, &queue, &rows).await;
+                        (rows, met)
+                    })
                 },
+                move |queue| of_order.depths.is_unordered(queue),
                 |_, _| {},
             ),
             claims: Batcher::new(
                 move |wanted: Wanted, items: Vec<()>| {
                     let shared = of_claim.clone();
                     Box::pin(async move {
-                        let found = claim::run(&shared, &wanted, items.len()).await?;
-                        Ok(found.into_iter().map(Ok).collect())
+                        let found = claim::run(&shared, &wanted, items.len()).await;
+                        (items, found.map(|found| found.into_iter().map(|found| Some(Ok(found))).collect()))
                     })
                 },
+                |_| true,
                 move |wanted: Wanted, found| give_back(&of_orphans, wanted.queue, found),
             ),
             settles: Batcher::new(
                 move |queue: QueueName, ends: Vec<settle::End>| {
                     let shared = of_settle.clone();
-                    Box::pin(async move { settle::run(&shared, &queue, &ends).await })
+                    Box::pin(async move {
+                        let met = settle::run(&shared, &queue, &ends).await;
+                        (ends, met)
+                    })
                 },
+                |_| true,
                 |_, _| {},
             ),
             extends: Batcher::new(
                 move |(queue, lease): (QueueName, Duration), claims: Vec<(i64, i64)>| {
                     let shared = of_extend.clone();
-                    Box::pin(async move { settle::extend(&shared, &queue, lease, &claims).await })
+                    Box::pin(async move {
+                        let done = settle::extend(&shared, &queue, lease, &claims).await;
+                        (claims, done.map(|done| done.into_iter().map(Some).collect()))
+                    })
                 },
+                |_| true,
                 |_, _| {},
             ),
             shared,
@@ -176,7 +193,8 @@ impl Postgres {
     pub(crate) async fn remove_schema(&self) -> Result<()> {
         let (client, connection) = self.shared.pool.connect().await?;
         let carrier = tokio::spawn(connection);
-        let statement = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.shared.pool.config.schema);
+        let schema = schema::quoted(&self.shared.pool.config.schema);
+        let statement = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
         let removed = client.batch_execute(&statement).await;
         drop(client);
         drop(carrier);
@@ -271,7 +289,7 @@ fn give_back(shared: &Arc<Shared>, queue: QueueName, found: Vec<Result<Found>>) 
     }
     let shared = shared.clone();
     tokio::spawn(async move {
-        if let Err(error) = settle::run(&shared, &queue, &ends).await {
+        if let Err(error) = settle::insist(&shared, &queue, ends).await {
             tracing::debug!(%error, "jobs of a claim that was dropped stay leased until their lease ends");
         }
     });

@@ -26,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How often a statement is repeated that others were in the way of.
 const REPEATS: u32 = 6;
+/// How long a statement is repeated while others hold what it needs. The server gives each attempt up after half a second,
+/// because whatever is behind it on its connection waits too.
+pub(super) const LOCKS: Duration = Duration::from_secs(5);
 /// How long nobody tries to connect after a failure, at first and at most.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// What a session is told, where a session lasts: to give a statement up a little before its answer is given up.
@@ -40,12 +43,23 @@ fn session(answers: Duration) -> String {
 /// Parameters of a statement, each with its type.
 pub(super) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
 
+/// How a statement is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// It is repeated while others hold what it needs.
+    Patient,
+    /// It isn't.
+    Hasty,
+    /// It is repeated, and goes over the connection that is kept for it if the others are busy.
+    Urgent,
+}
+
 /// An open connection.
 #[derive(Debug)]
 struct Link {
     client: Client,
     busy: AtomicUsize,
-    /// An answer was given up: what follows would wait behind it.
+    /// Nothing more goes over it: an answer was given up, behind which others would wait, or its server only reads.
     stuck: AtomicBool,
 }
 
@@ -81,6 +95,7 @@ struct Outage {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The last one is for what is urgent.
     links: Vec<Option<Arc<Link>>>,
     outage: Option<Outage>,
     identity: Option<Identity>,
@@ -95,7 +110,7 @@ pub(super) struct Pool {
     tls: Tls,
     state: Mutex<State>,
     /// One connection is made at a time.
-    door: tokio::sync::Mutex<()>,
+    door: Arc<tokio::sync::Mutex<()>>,
     pub(super) closed: CancellationToken,
 }
 
@@ -103,9 +118,9 @@ impl Pool {
     pub(super) fn new(config: PostgresConfig) -> Result<Self> {
         config.validate()?;
         let tls = Tls::new(&config)?;
-        let links = (0..config.connections).map(|_| None).collect();
+        let links = (0..=config.connections).map(|_| None).collect();
         let state = Mutex::new(State { links, ..State::default() });
-        Ok(Self { config, tls, state, door: tokio::sync::Mutex::default(), closed: CancellationToken::new() })
+        Ok(Self { config, tls, state, door: Arc::default(), closed: CancellationToken::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -178,45 +193,54 @@ impl Pool {
     }
 
     /// The usable connection with the least to do; and where another one could be made.
-    fn pick(&self) -> (Option<Ride>, Option<usize>) {
+    fn pick(&self, manner: Manner) -> (Option<Ride>, Option<usize>) {
         let mut state = self.lock();
+        let usual = self.config.connections;
         for link in &mut state.links {
             if link.as_ref().is_some_and(|link| !link.is_usable()) {
                 *link = None;
             }
         }
-        let free = state.links.iter().position(Option::is_none);
-        let least = state.links.iter().flatten().min_by_key(|link| link.busy.load(Ordering::Relaxed));
+        let links = if manner == Manner::Urgent { &state.links[..] } else { &state.links[..usual] };
+        let free = links.iter().position(Option::is_none);
+        let least = links.iter().flatten().min_by_key(|link| link.busy.load(Ordering::Relaxed));
         // Counted under the lock, so that two callers don't take the same idle one.
         (least.map(|link| Ride::new(link.clone())), free)
     }
 
     /// A connection to send a statement on. Nothing was sent when it fails.
-    async fn ride(&self) -> Result<Ride> {
+    async fn ride(self: &Arc<Self>, manner: Manner) -> Result<Ride> {
         loop {
             if self.closed.is_cancelled() {
                 return Err(Error::unavailable("the driver is closed"));
             }
-            let free = match self.pick() {
-                (Some(ride), None) => return Ok(ride),
-                (Some(ride), Some(_)) if ride.0.busy.load(Ordering::Relaxed) == 1 => return Ok(ride),
-                // Whoever makes a connection already makes one for all.
-                (Some(ride), Some(free)) => {
-                    let Ok(door) = self.door.try_lock() else { return Ok(ride) };
-                    drop(ride);
-                    (free, door)
+            if let (Some(ride), free) = self.pick(manner) {
+                if free.is_some() && ride.0.busy.load(Ordering::Relaxed) > 1 {
+                    self.widen(manner);
                 }
-                (None, Some(free)) => (free, self.door.lock().await),
-                (None, None) => return Err(Error::unavailable("the driver has no connections")),
-            };
-            let (place, _door) = free;
-            if let (Some(ride), _) = self.pick()
-                && ride.0.busy.load(Ordering::Relaxed) == 1
-            {
                 return Ok(ride);
             }
-            self.fill(place).await?;
+            // Whoever makes a connection makes it for all.
+            let _door = self.door.lock().await;
+            match self.pick(manner) {
+                (Some(ride), _) => return Ok(ride),
+                (None, Some(place)) => self.fill(place).await?,
+                (None, None) => return Err(Error::unavailable("the driver has no connections")),
+            }
         }
+    }
+
+    /// Makes one more connection, beside the calls: those go on over the ones that there are.
+    fn widen(self: &Arc<Self>, manner: Manner) {
+        let Ok(door) = self.door.clone().try_lock_owned() else { return };
+        let pool = self.clone();
+        tokio::spawn(async move {
+            let (Some(_), Some(place)) = pool.pick(manner) else { return };
+            if let Some(Err(error)) = pool.closed.run_until_cancelled(pool.fill(place)).await {
+                tracing::debug!(%error, "there are no more connections for now");
+            }
+            drop(door);
+        });
     }
 
     /// Makes a connection, unless that failed a moment ago.
@@ -243,39 +267,93 @@ impl Pool {
             Err(error) => {
                 let pause = state.outage.as_ref().map_or(REST.0, |outage| (outage.pause * 2).min(REST.1));
                 state.outage = Some(Outage { until: Instant::now() + pause, pause, error: error.clone() });
-                // A server may have come back with other data.
-                state.identity = None;
+                if !state.links.iter().flatten().any(|link| link.is_usable()) {
+                    // A server may have come back with other data.
+                    state.identity = None;
+                }
                 Err(error)
             }
         }
     }
 
     /// Calls a function of the schema.
-    pub(super) async fn call(&self, effect: Effect, function: &str, params: Params<'_>) -> Result<Vec<Row>> {
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        effect: Effect,
+        function: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        self.query(effect, &self.statement(function, params), params).await
+    }
+
+    /// The same for a function that can't wait for long.
+    pub(super) async fn call_urgently(
+        self: &Arc<Self>,
+        effect: Effect,
+        function: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let statement = self.statement(function, params);
+        self.send(effect, &statement, params, Manner::Urgent).await?.ok_or_else(error::held)
+    }
+
+    /// The same for a function that others may be in the way of for long; `None` when they are, and nothing was done.
+    pub(super) async fn try_call(
+        self: &Arc<Self>,
+        effect: Effect,
+        function: &str,
+        params: Params<'_>,
+    ) -> Result<Option<Vec<Row>>> {
+        self.send(effect, &self.statement(function, params), params, Manner::Hasty).await
+    }
+
+    fn statement(&self, function: &str, params: Params<'_>) -> String {
         let list: Vec<String> = (1..=params.len()).map(|number| format!("${number}")).collect();
-        let statement = format!("SELECT * FROM {}.{function}({})", self.config.schema, list.join(","));
-        self.query(effect, &statement, params).await
+        format!("SELECT * FROM {}.{function}({})", schema::quoted(&self.config.schema), list.join(","))
     }
 
     /// Carries a statement out, again and again while others are in its way.
     pub(super) async fn query(
-        &self,
+        self: &Arc<Self>,
         effect: Effect,
         statement: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>> {
-        let mut repeats = 0;
+        self.send(effect, statement, params, Manner::Patient).await?.ok_or_else(error::held)
+    }
+
+    async fn send(
+        self: &Arc<Self>,
+        effect: Effect,
+        statement: &str,
+        params: Params<'_>,
+        manner: Manner,
+    ) -> Result<Option<Vec<Row>>> {
+        let (since, mut repeats) = (Instant::now(), 0);
         loop {
-            let ride = self.ride().await?;
+            let ride = self.ride(manner).await?;
             let link = ride.0.clone();
             let sent = link.client.query_typed(statement, params);
             match tokio::time::timeout(self.config.answers, sent).await {
-                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Ok(rows)) => return Ok(Some(rows)),
+                Ok(Err(failure)) if error::is_locked(&failure) => {
+                    if manner == Manner::Hasty || since.elapsed() > LOCKS {
+                        return Ok(None);
+                    }
+                    drop(ride);
+                    tokio::time::sleep(Duration::from_millis(u64::from(fastrand(20)))).await;
+                }
                 Ok(Err(failure)) if error::is_conflict(&failure) && repeats < REPEATS => {
                     repeats += 1;
                     tokio::time::sleep(Duration::from_millis(u64::from(fastrand(10 * repeats)))).await;
                 }
-                Ok(Err(failure)) => return Err(error::of_statement(&failure, effect)),
+                Ok(Err(failure)) => {
+                    if error::is_read_only(&failure) {
+                        // Its name may lead to another server by now.
+                        link.stuck.store(true, Ordering::Relaxed);
+                    }
+                    return Err(error::of_statement(&failure, effect));
+                }
                 Err(_) => {
                     self.give_up(&link);
                     return Err(error::late(effect, self.config.answers));

@@ -18,17 +18,28 @@ pub(super) const VERSION: i32 = 1;
 const STEPS: [&[&str]; 1] = [&[
     include_str!("sql/v1_tables.sql"),
     include_str!("sql/v1_moves.sql"),
+    include_str!("sql/v1_producers.sql"),
     include_str!("sql/v1_work.sql"),
+    include_str!("sql/v1_removals.sql"),
     include_str!("sql/v1_people.sql"),
 ]];
 
 /// Settings of functions that drivers call.
-const HOT: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' \
+const HOT: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' \
     SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off \
     SET enable_hashjoin = off SET enable_mergejoin = off";
 /// The same for those that join lists.
-const WARM: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' \
+const WARM: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' \
     SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off";
+/// The same for those that producers call in transactions of their own, which nobody repeats for them.
+const PATIENT: &str = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' \
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off \
+    SET enable_hashjoin = off SET enable_mergejoin = off";
+
+/// A schema's name as statements hold it: it may be a word that means something there.
+pub(super) fn quoted(schema: &str) -> String {
+    format!("\"{schema}\"")
+}
 
 /// Whose data it is.
 #[derive(Debug, Clone)]
@@ -40,7 +51,7 @@ pub(super) struct Identity {
 
 /// What stands in the database; `None` when there is no schema.
 async fn look(client: &Client, schema: &str) -> Result<Option<Identity>> {
-    let statement = format!("SELECT version, compatible, backend_id FROM {schema}.version()");
+    let statement = format!("SELECT version, compatible, backend_id FROM {}.version()", quoted(schema));
     match client.query_typed(&statement, &[]).await {
         Ok(rows) => {
             let Some(row) = rows.first() else {
@@ -115,12 +126,13 @@ pub(super) async fn migrate(client: &Client, config: &PostgresConfig) -> Result<
 
 /// One step, unless somebody else took it in the meantime.
 async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -> Result<()> {
+    let quoted = quoted(schema);
     let failed = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     // PostgreSQL makes a schema before it looks whether it is there, which needs a right that its owner may not have.
     let begin = format!(
         "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'; \
          SELECT pg_advisory_xact_lock(hashtextextended('longshore.{schema}', 0)); \
-         DO $$ BEGIN IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF; END $$"
+         DO $$ BEGIN IF to_regnamespace('{quoted}') IS NULL THEN CREATE SCHEMA {quoted}; END IF; END $$"
     );
     let work = async {
         client.batch_execute(&begin).await.map_err(failed)?;
@@ -128,7 +140,9 @@ async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -
             return Ok(());
         }
         let statements: String = step.concat();
-        let statements = statements.replace("@schema@", schema).replace("@hot@", HOT).replace("@warm@", WARM);
+        let statements =
+            statements.replace("@hot@", HOT).replace("@warm@", WARM).replace("@patient@", PATIENT);
+        let statements = statements.replace("@schema@", &quoted).replace("@channel@", schema);
         client.batch_execute(&statements).await.map_err(failed)?;
         let encoding = client.query_typed("SHOW server_encoding", &[]).await.map_err(failed)?;
         let encoding: String = encoding.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
@@ -139,8 +153,9 @@ async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -
             ));
         }
         let note = format!(
-            "INSERT INTO {schema}.meta (version, compatible, backend_id) VALUES ({VERSION}, 1, '{}') \
+            "INSERT INTO {quoted}.meta (version, compatible, backend_id) VALUES ({}, 1, '{}') \
              ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+            version + 1,
             uuid::Uuid::now_v7()
         );
         client.batch_execute(&note).await.map_err(failed)
@@ -153,15 +168,16 @@ async fn take_step(client: &Client, schema: &str, version: i32, step: &[&str]) -
 
 /// The version, read under the lock and without a function that may not be there.
 async fn stands(client: &Client, schema: &str) -> Result<i32> {
+    let quoted = quoted(schema);
     let failed = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let there = client
-        .query_typed(&format!("SELECT to_regclass('{schema}.meta') IS NOT NULL"), &[])
+        .query_typed(&format!("SELECT to_regclass('{quoted}.meta') IS NOT NULL"), &[])
         .await
         .map_err(failed)?;
     if !there.first().is_some_and(|row| row.try_get(0).unwrap_or(false)) {
         return Ok(0);
     }
     let rows =
-        client.query_typed(&format!("SELECT version FROM {schema}.meta"), &[]).await.map_err(failed)?;
+        client.query_typed(&format!("SELECT version FROM {quoted}.meta"), &[]).await.map_err(failed)?;
     Ok(rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or(0))
 }

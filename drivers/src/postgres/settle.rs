@@ -2,9 +2,11 @@
 
 use super::{
     Shared,
+    batch::Met,
     claim::parse_receipt,
     enqueue::{delay, millis},
     error::{self, Effect},
+    pool::LOCKS,
     text,
 };
 use crate::{
@@ -121,7 +123,7 @@ fn stale(seq: i64, token: i64) -> Error {
 
 /// Ends claims in one statement. Rows go in the order of their numbers, as everybody's do, so that nobody waits in a
 /// circle.
-pub(super) async fn run(shared: &Shared, queue: &QueueName, ends: &[End]) -> Result<Vec<Result<()>>> {
+pub(super) async fn run(shared: &Shared, queue: &QueueName, ends: &[End]) -> Met<()> {
     // Of two settlements of one claim the first one counts.
     let mut seen = HashSet::new();
     let mut order: Vec<usize> =
@@ -159,14 +161,18 @@ pub(super) async fn run(shared: &Shared, queue: &QueueName, ends: &[End]) -> Res
         (&results, Type::BYTEA_ARRAY),
         (&outcomes, Type::TEXT_ARRAY),
     ];
-    let rows = shared.pool.call(Effect::Change, "settle", &params).await?;
+    let Some(rows) = shared.pool.try_call(Effect::Change, "settle", &params).await? else {
+        return Ok(ends.iter().map(|_| None).collect());
+    };
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
-    let mut answers: Vec<Result<()>> = ends.iter().map(|end| Err(stale(end.seq, end.token))).collect();
+    let mut answers: Vec<Option<Result<()>>> =
+        ends.iter().map(|end| Some(Err(stale(end.seq, end.token)))).collect();
     for row in rows {
         if let Some(ord) = row.try_get::<_, Option<i64>>(0).map_err(read)? {
             let at = usize::try_from(ord - 1).ok().and_then(|at| order.get(at));
             if let Some(answer) = at.and_then(|&at| answers.get_mut(at)) {
-                *answer = Ok(());
+                let held = row.try_get::<_, Option<bool>>(1).map_err(read)? == Some(false);
+                *answer = (!held).then_some(Ok(()));
             }
         } else if row.try_get::<_, Option<bool>>(1).map_err(read)? == Some(true) {
             shared.wakes.tell_queue(queue);
@@ -177,6 +183,22 @@ pub(super) async fn run(shared: &Shared, queue: &QueueName, ends: &[End]) -> Res
     let delayed = sorted.iter().filter(|end| end.delay > 0).map(|end| end.delay).min();
     shared.upkeep.note(queue, delayed.map(|delay| Duration::from_millis(delay.unsigned_abs())));
     Ok(answers)
+}
+
+/// Ends claims for callers who went away, also where somebody else holds their keys for a while.
+pub(super) async fn insist(shared: &Shared, queue: &QueueName, mut ends: Vec<End>) -> Result<()> {
+    let since = tokio::time::Instant::now();
+    loop {
+        let mut met = run(shared, queue, &ends).await?.into_iter();
+        ends.retain(|_| met.next().is_some_and(|answer| answer.is_none()));
+        if ends.is_empty() {
+            return Ok(());
+        }
+        if since.elapsed() > LOCKS {
+            return Err(error::held());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Makes leases longer in one statement.
@@ -195,7 +217,7 @@ pub(super) async fn extend(
         (&tokens, Type::INT8_ARRAY),
         (&millis, Type::INT8),
     ];
-    let rows = shared.pool.call(Effect::Change, "extend", &params).await?;
+    let rows = shared.pool.call_urgently(Effect::Change, "extend", &params).await?;
     let read = |error: tokio_postgres::Error| error::of_statement(&error, Effect::Change);
     let mut held = BTreeMap::new();
     for row in rows {

@@ -1,6 +1,9 @@
 //! What the conformance suite doesn't see: damage, versions, rights, faults of a real server.
 
+mod bounds;
 mod faults;
+mod links;
+mod meetings;
 mod rights;
 mod rows;
 
@@ -11,6 +14,19 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio_postgres::{Client, NoTls};
+
+const BROKER: &str = include_str!("../../../docs/brokers/postgres.md");
+const WIRE: &str = include_str!("../../../docs/wire-format-postgres.md");
+
+/// The block of a page that begins with a line.
+fn block(page: &'static str, begin: &str) -> &'static str {
+    let at = page.find(begin).unwrap_or_else(|| panic!("no block begins with {begin:?}"));
+    page[at..].split("```").next().unwrap()
+}
+
+fn as_user(bench: &Bench, user: &str) -> String {
+    bench.url().replace("postgres:conformance@", &format!("{user}:secret@"))
+}
 
 /// A server with a declared queue, a driver, and a client beside it.
 struct Bench {
@@ -54,6 +70,19 @@ impl Bench {
 
     async fn claim(&self, max: u32, wait: Duration) -> Vec<Claimed> {
         claim(&self.driver, &self.queue, max, wait).await.unwrap()
+    }
+}
+
+/// Waits until a query of one number answers `wanted`.
+async fn until(client: &Client, query: &str, wanted: i64, within: Duration) {
+    let deadline = std::time::Instant::now() + within;
+    loop {
+        let seen: i64 = client.query_one(query, &[]).await.unwrap().get(0);
+        if seen == wanted {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{query} answers {seen} instead of {wanted}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

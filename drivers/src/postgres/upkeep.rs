@@ -20,10 +20,14 @@ use tokio_postgres::types::Type;
 const ROUND: Duration = Duration::from_secs(5);
 /// Not more often than that, however much is due.
 const APART: Duration = Duration::from_millis(200);
+/// Unless there is more of the same.
+const AT_ONCE: Duration = Duration::from_millis(5);
 /// How long a queue is looked after that nobody uses.
 const KEPT: Duration = Duration::from_secs(120);
 /// How often deletions that nobody finished are looked for.
 const REMOVALS: Duration = Duration::from_secs(60);
+/// How long their parts are apart.
+const PARTS: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy)]
 struct Care {
@@ -104,8 +108,9 @@ pub(super) fn start(shared: &Arc<Shared>) {
                 () = shared.upkeep.changed.notified() => continue,
             }
             if Instant::now() >= removals {
-                removals = Instant::now() + REMOVALS;
-                remove(&shared).await;
+                // Between two parts others get their turn.
+                let more = remove(&shared).await;
+                removals = Instant::now() + if more { PARTS } else { REMOVALS };
             }
             if let Some((queue, at)) = first
                 && Instant::now() >= at
@@ -142,23 +147,45 @@ async fn tick(shared: &Shared, queue: &QueueName) -> Result<Duration> {
         shared.wakes.tell_queue(queue);
     }
     shared.tell(row.try_get::<_, Option<Vec<String>>>(4).map_err(failed)?.as_deref());
+    // In a statement of its own, which may fail without undoing that.
+    let forgotten = forget(shared, queue).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "old jobs of a queue are kept for now");
+        ROUND
+    });
     if again {
-        return Ok(Duration::from_millis(5));
+        return Ok(AT_ONCE);
+    }
+    let next = next.map_or(ROUND, |next| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
+    Ok(next.clamp(APART, ROUND).min(forgotten))
+}
+
+/// Forgets what a queue kept for long enough; how long there is nothing more to forget.
+async fn forget(shared: &Shared, queue: &QueueName) -> Result<Duration> {
+    let rows = shared.pool.call(Effect::Read, "forget", &[(&queue.as_str(), Type::TEXT)]).await?;
+    let Some(row) = rows.first() else { return Ok(ROUND) };
+    let failed = |error: tokio_postgres::Error| super::error::of_statement(&error, Effect::Read);
+    let now: i64 = row.try_get(0).map_err(failed)?;
+    let next: Option<i64> = row.try_get(1).map_err(failed)?;
+    if row.try_get(2).map_err(failed)? {
+        return Ok(AT_ONCE);
     }
     let next = next.map_or(ROUND, |next| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
     Ok(next.clamp(APART, ROUND))
 }
 
-/// Goes on with deletions whose callers went away.
-async fn remove(shared: &Shared) {
-    let Ok(rows) = shared.pool.call(Effect::Read, "deleted_queues", &[]).await else { return };
+/// Does one part of each deletion whose caller went away; whether there is more.
+async fn remove(shared: &Shared) -> bool {
+    let Ok(rows) = shared.pool.call(Effect::Read, "deleted_queues", &[]).await else { return false };
+    let mut more = false;
     for row in rows {
         let Ok(name) = row.try_get::<_, &str>(0) else { continue };
         let Ok(queue) = name.parse() else { continue };
         let nobody = crate::Owner { installation: String::new(), uid: String::new() };
-        // Of a queue that is there it does nothing: nobody owns that.
-        if let Err(error) = super::admin::delete_part(shared, &queue, &nobody).await {
-            tracing::debug!(%error, "a deletion doesn't go on for now");
+        // A queue that is there stays: nobody owns that.
+        match super::admin::delete_part(shared, &queue, &nobody).await {
+            Ok(part) => more |= part.more,
+            Err(error) => tracing::debug!(%error, "a deletion doesn't go on for now"),
         }
     }
+    more
 }

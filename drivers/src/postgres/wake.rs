@@ -240,7 +240,7 @@ async fn listen(pool: &Pool, wakes: &Wakes) -> crate::Result<()> {
         Ok(())
     };
     let ask = async {
-        let listen = format!("LISTEN {}", pool.config.schema);
+        let listen = format!("LISTEN {}", super::schema::quoted(&pool.config.schema));
         client.batch_execute(&listen).await.map_err(|error| super::error::of_connect(&error))?;
         wakes.sessions.fetch_add(1, Ordering::Relaxed);
         wakes.listening.store(true, Ordering::Relaxed);
@@ -304,7 +304,12 @@ pub(super) fn start_watcher(pool: &Arc<Pool>, wakes: &Arc<Wakes>, since: i64) {
 }
 
 /// Tells subscribers what is new since `since`; the present instant, and when a job is due next.
-async fn news(pool: &Pool, wakes: &Wakes, since: i64, all: bool) -> crate::Result<(i64, Option<Timestamp>)> {
+async fn news(
+    pool: &Arc<Pool>,
+    wakes: &Wakes,
+    since: i64,
+    all: bool,
+) -> crate::Result<(i64, Option<Timestamp>)> {
     let from = if all { since.saturating_sub(OVERLAP) } else { since };
     let rows = pool.call(Effect::Read, "news", &[(&from, Type::INT8), (&all, Type::BOOL)]).await?;
     let (mut now, mut next) = (since, None);
@@ -323,7 +328,7 @@ async fn news(pool: &Pool, wakes: &Wakes, since: i64, all: bool) -> crate::Resul
 }
 
 /// The instant from which on a new subscriber hears of everything.
-pub(super) async fn present(pool: &Pool) -> crate::Result<i64> {
+pub(super) async fn present(pool: &Arc<Pool>) -> crate::Result<i64> {
     let rows = pool.call(Effect::Read, "news", &[(&i64::MAX, Type::INT8), (&false, Type::BOOL)]).await?;
     let now = rows.iter().find_map(|row| row.try_get::<_, Option<i64>>(0).ok().flatten());
     now.ok_or_else(|| crate::Error::unavailable("PostgreSQL told no time"))

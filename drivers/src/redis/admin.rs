@@ -45,9 +45,7 @@ pub(super) async fn stats(link: &Link, queue: &QueueName) -> Result<(QueueStats,
 impl Core {
     pub(super) async fn declare(&self, queue: &QueueName, declaration: Declaration) -> Result<Declared> {
         let facts = self.link.meet(Call::Prepares).await?;
-        let mut cmd = redis::cmd("SADD");
-        cmd.arg(queues(&self.link)).arg(queue.as_str());
-        self.link.command(&cmd, "declare", Call::Changes).await?;
+        self.name(queue).await?;
         loop {
             let answer = self.link.run(&scripts::DECLARE, queue, |cmd| write(cmd, &declaration)).await?;
             let mut items = Items::new(answer)?;
@@ -67,6 +65,20 @@ impl Core {
                 _ => return Err(reply::broken()),
             }
         }
+    }
+
+    /// Has the queue among all queues' names. A full memory refuses a new name, and one that is there needs no room.
+    async fn name(&self, queue: &QueueName) -> Result<()> {
+        let names = |command: &str| {
+            let mut cmd = redis::cmd(command);
+            cmd.arg(queues(&self.link)).arg(queue.as_str());
+            cmd
+        };
+        let known = self.link.command(&names("SISMEMBER"), "declare", Call::Prepares).await?;
+        if !matches!(known, Value::Int(1) | Value::Boolean(true)) {
+            self.link.command(&names("SADD"), "declare", Call::Changes).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn delete(&self, queue: &QueueName, owner: &Owner) -> Result<()> {

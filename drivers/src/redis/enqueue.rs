@@ -6,15 +6,13 @@ use super::{
     link::Link,
     reply::{self, Extras, Items},
     scripts,
+    slices::{Answers, cut},
 };
 use crate::{
     Address, Enqueued, Error, ErrorKind, JobId, Limits, NewJob, Ordering, QueueName, Result, checks,
 };
 use redis::Value;
 use std::{collections::BTreeSet, sync::Arc};
-
-/// Payload bytes in one request, apart from the first job.
-const BYTES: usize = 4 * 1024 * 1024;
 
 /// A job with its id.
 struct Row {
@@ -30,8 +28,13 @@ pub(super) fn lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, NewJob, Result<Enq
             let link = link.clone();
             Box::pin(async move { enqueue(&link, &queue, jobs).await })
         }),
-        |job| job.payload.len() + 512,
+        size,
     )
+}
+
+/// What a job takes in a request.
+pub(super) fn size(job: &NewJob) -> usize {
+    job.payload.len() + 512
 }
 
 fn prepare(mut job: NewJob) -> Result<Row> {
@@ -57,24 +60,17 @@ pub(super) async fn enqueue(
             Err(error) => answers.push(Some(Err(error))),
         }
     }
-    let mut added = Vec::with_capacity(rows.len());
     if rows.is_empty() {
         // Whether there is such a queue is asked all the same.
         send(link, queue, &[], false).await?;
     }
-    let mut rest = rows.as_slice();
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fitting = rest.iter().take_while(|row| {
-            let fits = bytes == 0 || bytes + row.job.payload.len() <= BYTES;
-            bytes += row.job.payload.len() + 1;
-            fits
-        });
-        let (now, later) = rest.split_at(fitting.count());
-        added.extend(add(link, queue, now).await?);
-        rest = later;
+    let mut added = Answers::new();
+    for now in cut(&rows, |row| size(&row.job)) {
+        if added.go_on(now.len()) {
+            added.take(now.len(), add(link, queue, now).await)?;
+        }
     }
-    let mut added = added.into_iter();
+    let mut added = added.finish().into_iter();
     let missing = || Err(reply::broken());
     Ok(answers.into_iter().map(|answer| answer.or_else(|| added.next()).unwrap_or_else(missing)).collect())
 }
@@ -84,13 +80,24 @@ async fn add(link: &Link, queue: &QueueName, rows: &[Row]) -> Result<Vec<Result<
         return Ok(answers);
     }
     // Whoever reads completions has to find the queue before there is one.
+    enter(link, queue, rows).await?;
+    let answers = send(link, queue, rows, true).await?.ok_or_else(reply::broken)?;
+    // A queue that was deleted and declared anew meanwhile may have been taken out by a reader in between.
+    if let Err(error) = enter(link, queue, rows).await {
+        tracing::debug!(%queue, %error, "the index of completions was not written once more");
+    }
+    Ok(answers)
+}
+
+/// Writes the queue into the indexes of the addresses that its jobs notify.
+async fn enter(link: &Link, queue: &QueueName, rows: &[Row]) -> Result<()> {
     let told = rows.iter().filter_map(|row| row.job.notify.as_ref());
     for address in told.map(|notify| &notify.address).collect::<BTreeSet<_>>() {
         let mut cmd = redis::cmd("SADD");
         cmd.arg(index(link, address)).arg(queue.as_str());
-        link.command(&cmd, "enqueue", Call::Changes).await?;
+        link.command(&cmd, "enqueue", Call::Prepares).await?;
     }
-    send(link, queue, rows, true).await?.ok_or_else(reply::broken)
+    Ok(())
 }
 
 /// The key of the queues that may have completions for an address.
@@ -136,14 +143,13 @@ async fn send(
     indexed: bool,
 ) -> Result<Option<Vec<Result<Enqueued>>>> {
     let answer = link
-        .run(&scripts::ENQUEUE, queue, |cmd| match alike(rows) {
-            Some((job_type, content_type)) => {
+        .run(&scripts::ENQUEUE, queue, |cmd| {
+            if let Some((job_type, content_type)) = alike(rows) {
                 cmd.arg("same").arg(job_type).arg(content_type);
                 for Row { id, job, .. } in rows {
                     cmd.arg(id.as_str()).arg(&job.payload.bytes[..]);
                 }
-            }
-            None => {
+            } else {
                 cmd.arg(if indexed { "1" } else { "" });
                 rows.iter().for_each(|row| write(cmd, row));
             }
@@ -179,6 +185,10 @@ fn decode(code: u8, row: &Row, details: &mut Items, max_depth: &str) -> Result<E
         b'F' => {
             Err(Error::new(ErrorKind::Full, format!("the queue has its maximum of {max_depth} waiting jobs")))
         }
+        // Checked here before; the script has the last word.
+        b'I' => Err(Error::invalid(format!(
+            "job {id} is over one of the limits, or one of its words isn't legal"
+        ))),
         b'O' => Err(checks::ordering_key(job, Ordering::BestEffort).err().unwrap_or_else(reply::broken)),
         _ => Err(Error::new(
             ErrorKind::Fatal,

@@ -5,13 +5,11 @@ use super::{
     lanes::Lanes,
     link::Link,
     reply, scripts,
+    slices::{Answers, cut},
 };
 use crate::{Error, Extension, Failure, Limits, QueueName, Receipt, Result, Settle, Settlement};
 use redis::Cmd;
 use std::{sync::Arc, time::Duration};
-
-/// Result bytes in one request, apart from the first settlement.
-const BYTES: usize = 4 * 1024 * 1024;
 
 pub(super) fn settle_lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, Settlement, Result<()>>> {
     let link = link.clone();
@@ -35,7 +33,7 @@ pub(super) fn extend_lanes(link: &Arc<Link>) -> Arc<Lanes<(QueueName, u64), Rece
     )
 }
 
-fn size(settlement: &Settlement) -> usize {
+pub(super) fn size(settlement: &Settlement) -> usize {
     let result = match &settlement.settle {
         Settle::Succeed { result: Some(result) } => result.len(),
         _ => 0,
@@ -68,26 +66,20 @@ pub(super) async fn settle(
         .filter(|(_, check)| check.is_ok())
         .map(|(settlement, _)| settlement)
         .collect();
-    let mut codes = Vec::with_capacity(fine.len());
-    let mut rest = fine.as_slice();
-    loop {
-        let mut bytes = 0;
-        let fitting = rest.iter().take_while(|settlement| {
-            let fits = bytes == 0 || bytes + size(settlement) <= BYTES;
-            bytes += size(settlement);
-            fits
-        });
-        let (now, later) = rest.split_at(fitting.count());
-        codes.extend(send(link, queue, now).await?);
-        rest = later;
-        if rest.is_empty() {
-            break;
+    if fine.is_empty() {
+        // Whether there is such a queue is asked all the same.
+        send(link, queue, &[]).await?;
+    }
+    let mut codes = Answers::new();
+    for now in cut(&fine, |settlement| size(settlement)) {
+        if codes.go_on(now.len()) {
+            codes.take(now.len(), send(link, queue, now).await)?;
         }
     }
-    let mut codes = codes.into_iter();
+    let mut codes = codes.finish().into_iter();
     let answers = checked.into_iter().zip(&settlements).map(|(check, settlement)| {
         check?;
-        match codes.next() {
+        match codes.next().transpose()? {
             Some(b'K') => Ok(()),
             Some(b'T') => Err(stale(&settlement.receipt)),
             _ => Err(reply::broken()),
@@ -96,7 +88,8 @@ pub(super) async fn settle(
     Ok(answers.collect())
 }
 
-async fn send(link: &Link, queue: &QueueName, settlements: &[&Settlement]) -> Result<Vec<u8>> {
+/// A letter for each of them.
+async fn send(link: &Link, queue: &QueueName, settlements: &[&Settlement]) -> Result<Vec<Result<u8>>> {
     let answer = link
         .run(&scripts::SETTLE, queue, |cmd| {
             for settlement in settlements {
@@ -106,7 +99,7 @@ async fn send(link: &Link, queue: &QueueName, settlements: &[&Settlement]) -> Re
             }
         })
         .await?;
-    reply::opened(answer, queue)?.bytes()
+    Ok(reply::opened(answer, queue)?.bytes()?.into_iter().map(Ok).collect())
 }
 
 fn write(cmd: &mut Cmd, settle: &Settle) {

@@ -25,6 +25,7 @@ mod link;
 mod reply;
 mod scripts;
 mod server;
+mod slices;
 mod stored;
 #[cfg(test)]
 #[cfg(feature = "conformance")]
@@ -98,6 +99,11 @@ impl Driver for Redis {
         match only(jobs) {
             Ok(job) => Ok(vec![self.core.enqueues.call(queue, job).await?]),
             Err(jobs) if jobs.is_empty() => Ok(Vec::new()),
+            Err(jobs) if slices::are_many(&jobs, enqueue::size) => {
+                let (link, queue) = (self.core.link.clone(), queue.clone());
+                let work = async move { enqueue::enqueue(&link, &queue, jobs).await };
+                slices::to_the_end(&self.core.hub.chores, work).await
+            }
             Err(jobs) => enqueue::enqueue(&self.core.link, queue, jobs).await,
         }
     }
@@ -128,6 +134,11 @@ impl Driver for Redis {
         match only(settlements) {
             Ok(settlement) => Ok(vec![self.core.settles.call(queue, settlement).await?]),
             Err(settlements) if settlements.is_empty() => Ok(Vec::new()),
+            Err(settlements) if slices::are_many(&settlements, leases::size) => {
+                let (link, queue) = (self.core.link.clone(), queue.clone());
+                let work = async move { leases::settle(&link, &queue, settlements).await };
+                slices::to_the_end(&self.core.hub.chores, work).await
+            }
             Err(settlements) => leases::settle(&self.core.link, queue, settlements).await,
         }
     }

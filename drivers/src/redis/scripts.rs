@@ -8,7 +8,8 @@ use std::{fmt::Write, sync::LazyLock};
 pub(super) struct Script {
     /// What it does, for messages.
     pub(super) name: &'static str,
-    /// Whether it changes something that a caller asked for: then a lost answer leaves open whether it was done.
+    /// Whether it changes something that a caller asked for: then a lost answer, or an error on the way, leaves open whether
+    /// it was done.
     pub(super) call: Call,
     pub(super) text: &'static str,
     hash: LazyLock<String>,
@@ -45,11 +46,11 @@ macro_rules! scripts {
 
 scripts! {
     ENQUEUE = "enqueue", Changes: "lua/need.lua" "lua/enqueue.lua";
-    CLAIM = "claim", Changes: "lua/need.lua" "lua/claim.lua";
+    CLAIM = "claim", Repeats: "lua/need.lua" "lua/claim.lua";
     EXTEND = "extend", Changes: "lua/need.lua" "lua/extend.lua";
     SETTLE = "settle", Changes: "lua/need.lua" "lua/settle.lua";
-    UNCLAIM = "unclaim", Changes: "lua/need.lua" "lua/unclaim.lua";
-    PASS = "pass on a wake-up", Changes: "lua/need.lua" "lua/pass.lua";
+    UNCLAIM = "unclaim", Repeats: "lua/need.lua" "lua/unclaim.lua";
+    PASS = "pass on a wake-up", Repeats: "lua/need.lua" "lua/pass.lua";
     STATS = "stats", Reads: "lua/need.lua" "lua/stats.lua";
     INSPECT = "inspect", Reads: "lua/need.lua" "lua/records.lua" "lua/inspect.lua";
     LIST = "list", Reads: "lua/need.lua" "lua/records.lua" "lua/list.lua";
@@ -57,10 +58,11 @@ scripts! {
     CANCEL = "cancel", Changes: "lua/need.lua" "lua/cancel.lua";
     REDRIVE = "redrive", Changes: "lua/need.lua" "lua/redrive.lua";
     PURGE = "purge", Changes: "lua/need.lua" "lua/purge.lua";
-    UNPIN = "unpin", Changes: "lua/unpin.lua";
+    UNPIN = "unpin", Repeats: "lua/unpin.lua";
     PEEK = "completions", Prepares: "lua/peek.lua";
-    READ = "completions", Changes: "lua/read.lua";
-    ACKNOWLEDGE = "acknowledge", Changes: "lua/acknowledge.lua";
-    DECLARE = "declare", Changes: "lua/declare.lua";
-    DELETE = "delete_queue", Changes: "lua/delete.lua";
+    READ = "completions", Repeats: "lua/read.lua";
+    PRUNE = "completions", Repeats: "lua/prune.lua";
+    ACKNOWLEDGE = "acknowledge", Repeats: "lua/acknowledge.lua";
+    DECLARE = "declare", Repeats: "lua/declare.lua";
+    DELETE = "delete_queue", Repeats: "lua/delete.lua";
 }

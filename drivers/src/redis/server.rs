@@ -47,9 +47,30 @@ pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str, c
     if field(&info, "role") == Some("slave") {
         return Err(Error::unavailable("the Redis server is a read-only replica: use the primary's address"));
     }
+    may_tell(connection, prefix, call).await?;
     let durability = durability(connection, field(&info, "aof_enabled") == Some("1")).await;
     let backend_id = identity(connection, prefix, call).await?;
     Ok(Facts { version, backend_id, durability })
+}
+
+/// Scripts tell of jobs and completions on channels, after they wrote them: a user without the right is refused before that.
+async fn may_tell(connection: &mut MultiplexedConnection, prefix: &str, call: Call) -> Result<()> {
+    // Nobody reads an empty message, and no driver has an empty name.
+    for channel in ["wake", "w:"] {
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(format!("{prefix}:{channel}")).arg("");
+        ask(connection, &publish, "PUBLISH", call).await.map_err(|error| match error.kind {
+            ErrorKind::Unauthorized => Error::new(
+                ErrorKind::Unauthorized,
+                format!(
+                    "the Redis server's user lacks the right to PUBLISH and SUBSCRIBE on Longshore's channels: \
+                     give it &{prefix}:* (ACL SETUSER)"
+                ),
+            ),
+            _ => error,
+        })?;
+    }
+    Ok(())
 }
 
 /// Has the server know all scripts, so that no call has to be made twice.

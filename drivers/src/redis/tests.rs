@@ -1,7 +1,11 @@
 //! What the suite does not see: this server's settings, its keys when they are damaged, and who else writes them.
 
+mod batches;
 mod damage;
+mod lines;
+mod rights;
 mod settings;
+mod told;
 mod wire;
 
 use super::{Redis, RedisConfig};

@@ -107,6 +107,31 @@ pub(crate) struct History {
     pub(crate) operations: Vec<Operation>,
 }
 
+/// Histories that showed a difference once.
+pub(crate) fn known(can: &Capabilities) -> Vec<History> {
+    let job = |delayed, notifies| Sent { id: None, other_payload: false, delayed, notifies, key: None };
+    let retry = Operation::Settle(0, End::Retry { later: false });
+    // A purge tells of its jobs in their order, which is not that of their enqueueing.
+    let retried_behind = vec![
+        Operation::Enqueue(vec![job(false, true)]),
+        Operation::Claim(1),
+        Operation::Enqueue(vec![job(false, true)]),
+        retry,
+        Operation::Purge(JobState::Ready),
+    ];
+    let blocked_behind = vec![
+        Operation::Enqueue(vec![job(false, false)]),
+        Operation::Enqueue(vec![job(true, true)]),
+        Operation::Enqueue(vec![job(false, true)]),
+        Operation::Purge(JobState::Blocked),
+    ];
+    let mut known = vec![History { fifo: false, operations: retried_behind }];
+    if can.fifo {
+        known.push(History { fifo: true, operations: blocked_behind });
+    }
+    known
+}
+
 /// Histories that a broker with these capabilities can carry out.
 pub(crate) fn histories(can: &Capabilities) -> BoxedStrategy<History> {
     let fifo = if can.fifo { any::<bool>().boxed() } else { Just(false).boxed() };

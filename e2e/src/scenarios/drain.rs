@@ -10,7 +10,7 @@ use kube::{
 };
 use longshore_crds::Worker;
 use serde_json::json;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 scenarios![
     drain_order_at_rollout,
@@ -22,17 +22,24 @@ scenarios![
 
 const START: Duration = Duration::from_secs(120);
 
-/// A Worker `work` with one warm pod.
-async fn warm(world: &World, overrides: &serde_json::Value) -> Result<Pod> {
+/// A Worker `work` with one warm pod, or what `overrides` say.
+async fn warm(world: &World, overrides: &serde_json::Value) -> Result<()> {
     let mut items = manifests::ledger();
     let mut spec = json!({ "scaling": { "minReplicas": 1, "maxReplicas": 1 } });
     manifests::merge(&mut spec, overrides);
     items.extend([
         manifests::broker("default"),
-        manifests::queue("work", &json!({})),
+        // Jobs may wait at a gate for as long as a rollout takes to reach their pod.
+        manifests::queue("work", &json!({ "timeout": "170s" })),
         manifests::worker("work", &spec),
     ]);
     world.apply(&manifests::list(&items)).await?;
+    Ok(())
+}
+
+/// The one warm pod.
+async fn warm_pod(world: &World) -> Result<Pod> {
+    warm(world, &json!({})).await?;
     Ok(world.worker_has("work", 1, START).await?.remove(0))
 }
 
@@ -47,7 +54,7 @@ fn ended_before_the_app_was_stopped(ledger: &Ledger, pod: &str) -> Result<()> {
 }
 
 async fn jobs_in_flight(world: &World, count: usize) -> Result<()> {
-    world.enqueue("work", vec![("slow", json!({ "sleep": 4 })); count]).await?;
+    world.enqueue("work", vec![("slow", json!({ "gate": "slow", "sleep": 2 })); count]).await?;
     world
         .ledger_shows("jobs to run", Duration::from_secs(30), |ledger| {
             ensure!(ledger.starts("slow") >= count, "{} started", ledger.starts("slow"));
@@ -57,7 +64,16 @@ async fn jobs_in_flight(world: &World, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// Lets the jobs go on once `pod` is on its way out, so that they end during its drain.
 async fn drained(world: &World, pod: &str, count: usize) -> Result<()> {
+    eventually("the pod to be asked to go", Duration::from_secs(120), || async {
+        let leaving: Pod = world.get(pod).await?;
+        ensure!(leaving.metadata.deletion_timestamp.is_some(), "nobody has asked it");
+        Ok(())
+    })
+    .await?;
+    ensure!(world.ledger().await?.of("end").count() == 0, "a job ended before");
+    eventually("the gate to open", START, || world.open_gate("slow")).await?;
     let ledger = world
         .ledger_shows("the app to be stopped", Duration::from_secs(60), |ledger| {
             ended_before_the_app_was_stopped(ledger, pod)
@@ -70,7 +86,7 @@ async fn drained(world: &World, pod: &str, count: usize) -> Result<()> {
 
 /// At a rollout running jobs end before their app gets SIGTERM; none is lost, none runs twice, no attempt is consumed.
 async fn drain_order_at_rollout(world: World) -> Result<()> {
-    let pod = warm(&world, &json!({})).await?;
+    let pod = warm_pod(&world).await?;
     jobs_in_flight(&world, 6).await?;
     let patch = json!({ "spec": { "template": { "metadata": { "annotations": { "rollout": "now" } } } } });
     world.api::<Worker>().patch("work", &PatchParams::default(), &Patch::Merge(&patch)).await?;
@@ -79,7 +95,7 @@ async fn drain_order_at_rollout(world: World) -> Result<()> {
 
 /// The same when the pod is deleted.
 async fn drain_order_at_deletion(world: World) -> Result<()> {
-    let pod = warm(&world, &json!({})).await?;
+    let pod = warm_pod(&world).await?;
     jobs_in_flight(&world, 6).await?;
     world.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await?;
     drained(&world, &pod.name_any(), 6).await
@@ -124,10 +140,8 @@ fn restarts(pod: &Pod, container: &str) -> i32 {
 
 /// A rollout under 200 jobs of 1 s: none lost, no two leased runs at once, no attempt consumed.
 async fn rollout_under_load_loses_nothing(world: World) -> Result<()> {
-    warm(&world, &json!({ "scaling": { "minReplicas": 2, "maxReplicas": 2 } }))
-        .await
-        .or_else(|_| anyhow::Ok(Pod::default()))?;
-    world.worker_has("work", 2, START).await?;
+    warm(&world, &json!({ "scaling": { "minReplicas": 2, "maxReplicas": 2 } })).await?;
+    let first = world.worker_has("work", 2, START).await?;
     world.enqueue("work", vec![("slow", json!({ "sleep": 1 })); 200]).await?;
     for round in 0..2 {
         let patch = json!({ "spec": { "template": { "metadata": { "annotations": { "rollout": round.to_string() } } } } });
@@ -147,12 +161,15 @@ async fn rollout_under_load_loses_nothing(world: World) -> Result<()> {
         .await?;
     ledger.no_two_runs_at_once()?;
     ensure!(ledger.highest_attempt("slow") == 1, "an attempt was consumed");
+    let worked: BTreeSet<_> = ledger.of("start").map(|entry| entry.pod.as_str()).collect();
+    let replaced = first.iter().all(|pod| worked.contains(pod.name_any().as_str())) && worked.len() >= 4;
+    ensure!(replaced, "no pods were replaced under load: {worked:?}");
     Ok(())
 }
 
 /// Deleting a Worker lets its running jobs end; what waits stays in the queue for the next Worker.
 async fn worker_deleted_with_jobs_in_flight(world: World) -> Result<()> {
-    let pod = warm(&world, &json!({})).await?;
+    let pod = warm_pod(&world).await?;
     jobs_in_flight(&world, 5).await?;
     world.api::<Worker>().delete("work", &DeleteParams::default()).await?;
     drained(&world, &pod.name_any(), 5).await?;

@@ -17,7 +17,7 @@ use longshore_crds::WorkflowPhase;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-scenarios![two_installations_share_one_broker[alone]];
+scenarios![two_installations_share_one_broker[alone], two_namespaces_share_one_broker];
 
 const END: Duration = Duration::from_secs(180);
 const MEMBERS: usize = 40;
@@ -90,6 +90,45 @@ async fn two_installations_share_one_broker(world: World) -> Result<()> {
     other.delete().await?;
     home.delete().await?;
     outcome
+}
+
+/// Two namespaces of one installation have a Queue and a Workflow of the same name on one broker. Whoever read the other's
+/// completions would keep them until their lease of ten seconds ends.
+async fn two_namespaces_share_one_broker(world: World) -> Result<()> {
+    let other = world.sibling("other").await?;
+    stage(&world, &patient(), &[same()]).await?;
+    let mut items = manifests::ledger();
+    items.extend(borrowed(&world).await?);
+    items.extend([manifests::queue("work", &patient()), manifests::worker("work", &json!({})), same()]);
+    other.apply(&manifests::list(&items)).await?;
+    let outcome = together(&world, &other).await;
+    if outcome.is_err() {
+        eprintln!("{}", crate::dump::dump(&world.cluster, &other.namespace).await);
+    }
+    other.delete().await?;
+    outcome
+}
+
+async fn together(world: &World, other: &World) -> Result<()> {
+    for both in [world, other] {
+        let some = |ledger: &Ledger| {
+            ensure!(ledger.starts("member") > 0, "no member has started");
+            Ok(())
+        };
+        both.ledger_shows("members to run", END, some).await?;
+    }
+    for both in [world, other] {
+        eventually("the gate to open", END, || both.open_gate("members")).await?;
+    }
+    for both in [world, other] {
+        ended_once(both).await?;
+        let ledger = both.ledger().await?;
+        let ends = ledger.of("end").filter(|entry| entry.job_type == "member").map(|entry| entry.at);
+        let last = ends.fold(0.0, f64::max);
+        let sum = ledger.of("start").find(|entry| entry.job_type == "sum").context("no sum")?.at;
+        ensure!(sum - last < 8.0, "the batch's completions took {:.1} s", sum - last);
+    }
+    Ok(())
 }
 
 async fn side_by_side(world: &World, other: &World, home: &str) -> Result<()> {

@@ -167,18 +167,20 @@ async fn operator_killed_after_each_kind_of_effect(world: World) -> Result<()> {
 /// Jobs finish and their records age while no operator is there: it finds the completions and runs nothing again.
 async fn operator_down_longer_than_retention_nothing_runs_again(world: World) -> Result<()> {
     let members: Vec<_> =
-        (0..30).map(|n| json!({ "type": "member", "payload": { "sleep": 0.5, "result": n } })).collect();
+        (0..30).map(|n| json!({ "type": "member", "payload": { "gate": "members", "result": n } })).collect();
     let workflow = json!({
         "steps": [
             { "name": "many", "batch": { "jobs": members, "then": job("sum", json!({ "note": "$(steps.many.results)" })) } },
             { "name": "last", "job": { "type": "last" } },
         ],
     });
-    let policy = json!({ "retention": { "completed": "1s" } });
+    let policy = json!({ "retention": { "completed": "1s" }, "timeout": "170s" });
     let away = async {
         stage(&world, &policy, &[manifests::workflow("aged", "work", &workflow)]).await?;
         started(&world, "member", 1).await?;
+        // No member ends before the operator is away.
         world.scale_operator(0).await?;
+        eventually("the gate to open", END, || world.open_gate("members")).await?;
         world.ledger_shows("the members to end", END, |ledger| ledger.ran_exactly_once("member", 30)).await?;
         always("nothing to run without an operator", Duration::from_secs(15), || async {
             ensure!(world.ledger().await?.starts("sum") == 0, "the callback ran");
@@ -282,20 +284,21 @@ async fn operator_and_api_server_down_workers_go_on(world: World) -> Result<()> 
 /// The deadline passes while no operator is there; the job was done before it. What counts is when it was done.
 async fn work_done_in_time_is_no_missed_deadline_after_an_outage(world: World) -> Result<()> {
     let workflow = json!({
-        "deadline": "20s",
-        "steps": [{ "name": "long", "job": { "type": "long", "payload": { "sleep": 5 } } }],
+        "deadline": "45s",
+        "steps": [{ "name": "long", "job": { "type": "long", "payload": { "gate": "long" } } }],
     });
     let warm = manifests::worker("work", &json!({ "scaling": { "minReplicas": 1, "maxReplicas": 1 } }));
     let away = async {
-        stage(&world, &json!({}), &[warm]).await?;
+        stage(&world, &json!({ "timeout": "170s" }), &[warm]).await?;
         world.worker_has("work", 1, END).await?;
         let applied = Instant::now();
         world.apply(&manifests::list(&[manifests::workflow("timely", "work", &workflow)])).await?;
         started(&world, "long", 1).await?;
         world.scale_operator(0).await?;
+        eventually("the gate to open", END, || world.open_gate("long")).await?;
         world.ledger_shows("the job to end", END, |ledger| ledger.ran_exactly_once("long", 1)).await?;
-        ensure!(applied.elapsed() < Duration::from_secs(20), "the job was not done in time");
-        always("nobody to decide", Duration::from_secs(21).saturating_sub(applied.elapsed()), || async {
+        ensure!(applied.elapsed() < Duration::from_secs(44), "the job was not done in time");
+        always("nobody to decide", Duration::from_secs(46).saturating_sub(applied.elapsed()), || async {
             let workflow: Workflow = world.get("timely").await?;
             let phase = workflow.status.unwrap_or_default().phase;
             ensure!(phase == WorkflowPhase::Running, "it is {phase:?}");

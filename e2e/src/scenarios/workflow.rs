@@ -177,7 +177,10 @@ async fn applied_twice_nothing_runs_twice(world: World) -> Result<()> {
     ensure!(diff.trim().is_empty(), "there is a diff: {diff}");
     let after: Workflow = world.get("once").await?;
     ensure!(before.metadata.generation == after.metadata.generation, "the generation changed");
-    world.ledger().await?.ran_exactly_once("once", 1)
+    crate::wait::always("nothing to run again", Duration::from_secs(3), || async {
+        world.ledger().await?.ran_exactly_once("once", 1)
+    })
+    .await
 }
 
 /// A result too large for a status is still there when a later step asks for it, long after retention would have ended.
@@ -205,11 +208,11 @@ async fn large_results_outlive_their_retention(world: World) -> Result<()> {
 /// definition is in force: nothing more is performed, and a condition says so. Put back, it goes on; deleted, it goes.
 async fn changed_workflow_stands_still_and_can_be_deleted(world: World) -> Result<()> {
     let chain = json!({ "steps": [
-        { "name": "one", "job": { "type": "one", "payload": { "sleep": 4 } } },
+        { "name": "one", "job": { "type": "one", "payload": { "gate": "one" } } },
         { "name": "two", "job": { "type": "two" } },
     ] });
     let named = ["mended", "doomed"].map(|name| manifests::workflow(name, "work", &chain));
-    stage(&world, &json!({}), &named).await?;
+    stage(&world, &json!({ "timeout": "170s" }), &named).await?;
     let both = |ledger: &crate::ledger::Ledger| {
         ensure!(ledger.starts("one") == 2, "{} started", ledger.starts("one"));
         Ok(())
@@ -224,6 +227,7 @@ async fn changed_workflow_stands_still_and_can_be_deleted(world: World) -> Resul
         started_with(name, Some("another")).await?;
         world.says("workflow", name, &["SpecChanged", "put it back"]).await?;
     }
+    crate::wait::eventually("the gate to open", END, || world.open_gate("one")).await?;
     world.ledger_shows("the jobs to end", END, |ledger| ledger.ran_exactly_once("one", 2)).await?;
     crate::wait::always("nothing to be started", Duration::from_secs(4), || async {
         ensure!(world.ledger().await?.starts("two") == 0, "the next step ran");

@@ -109,6 +109,7 @@ async fn probe_with(
 ) -> Result<Probe, Error> {
     let key = (namespace.to_owned(), broker.name_any());
     let fingerprint = dial.fingerprint();
+    let broker_uid = broker.uid().unwrap_or_default();
     let there = context.connections.get(&key.0, &key.1);
     let known = there.as_ref().filter(|connection| connection.fingerprint == fingerprint);
     let driver = match known {
@@ -124,9 +125,12 @@ async fn probe_with(
     let same_data = known.is_some_and(|connection| connection.backend_id == probe.backend_id);
     if !same_data {
         tracing::info!(namespace, broker = key.1, backend_id = probe.backend_id, "connected");
-        let replaced = there.filter(|there| !Arc::ptr_eq(&there.driver, &driver));
+        let replaced = there.clone().filter(|there| !Arc::ptr_eq(&there.driver, &driver));
         let backend_id = probe.backend_id.clone();
-        context.connections.put(key, Connection { driver, backend_id, fingerprint });
+        if there.is_some_and(|there| there.backend_id != backend_id) {
+            context.inbox.forget(&key);
+        }
+        context.connections.put(key, Connection { driver, backend_id, broker_uid, fingerprint });
         replaced.into_iter().for_each(retire);
     }
     Ok(probe)

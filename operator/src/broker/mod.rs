@@ -3,6 +3,7 @@
 
 mod build;
 mod connect;
+mod gone;
 mod report;
 mod secret;
 mod server;
@@ -58,14 +59,16 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationToken) {
     let owned =
         watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
-    Controller::new(scope.api::<Broker>(&context.client), watcher::Config::default())
+    let seen = context.clone();
+    let stopped = stop.clone();
+    let controller = Controller::new(scope.api::<Broker>(&context.client), watcher::Config::default())
         .with_config(Config::default().concurrency(8))
         .owns(scope.api::<StatefulSet>(&context.client), owned.clone())
         .owns(scope.api::<Service>(&context.client), owned)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, reporting::failed, context)
-        .for_each(|_| std::future::ready(()))
-        .await;
+        .for_each(|_| std::future::ready(()));
+    tokio::join!(controller, gone::run(&seen, stopped));
 }
 
 /// Creates the Broker that the chart asks for, if nobody has made one of that name. Tries until it is there.
@@ -100,12 +103,15 @@ async fn reconcile(broker: Arc<Broker>, context: Arc<Context>) -> Result<Action>
 async fn reconcile_inner(broker: &Broker, context: &Context) -> Result<Action> {
     let namespace = broker.namespace().ok_or(Error::Incomplete("namespace"))?;
     if broker.metadata.deletion_timestamp.is_some() {
-        context.connections.remove(&(namespace, broker.name_any())).into_iter().for_each(connect::retire);
+        // Queues that go with it still need the connection.
         return Ok(Action::await_change());
     }
     if !context.leadership.is_leader() {
         return Err(Error::LeadershipLost);
     }
+    // What was connected under this name before is not what this one means.
+    let uid = broker.uid();
+    gone::close(context, &(namespace.clone(), broker.name_any()), |it| Some(&it.broker_uid) != uid.as_ref());
     let Some(ours) = ours(context, broker, &namespace).await? else {
         return Ok(Action::await_change());
     };

@@ -99,7 +99,21 @@ fn durable(broker: &Broker, seen: &Seen) -> Reason {
             ),
             Durability::None => Reason::no("Reported", "the broker says that jobs are gone with it"),
         },
-        (None, _) => Reason::unknown("NotAsked", "the broker has not answered"),
+        (None, _) => {
+            known_before(broker).unwrap_or_else(|| Reason::unknown("NotAsked", "the broker has not answered"))
+        }
+    }
+}
+
+/// What was said of durability when the broker answered last: it doesn't change while nobody answers.
+fn known_before(broker: &Broker) -> Option<Reason> {
+    let mut conditions = broker.status.iter().flat_map(|status| &status.conditions);
+    let known = conditions.find(|condition| condition.type_ == condition::DURABLE)?;
+    let (reason, message) = (known.reason.as_str(), known.message.as_str());
+    match known.status.as_str() {
+        "True" => Some(Reason::yes(reason, message)),
+        "False" => Some(Reason::no(reason, message)),
+        _ => None,
     }
 }
 
@@ -159,6 +173,17 @@ mod tests {
             let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
             (found.status.clone(), found.reason.clone())
         })
+    }
+
+    #[test]
+    fn what_was_said_of_durability_holds_while_nobody_answers() {
+        let mut broker = broker(&server("redis"), Some("a"));
+        broker.status = Some(status(&broker, &answers("a", Durability::Mostly), Timestamp::UNIX_EPOCH));
+        let said = says(&broker, &silence(None));
+        assert_eq!(
+            said,
+            [("False", "Unreachable"), ("False", "LastSeconds")].map(|(a, b)| (a.into(), b.into()))
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod report;
 
 use crate::{
     apply::replace_status,
-    connections::{BrokerKey, Connection},
+    connections::{BrokerKey, Connection, within},
     context::{Context, Scope},
     error::{Error, Result},
     reporting::{self, Writing, event, guarded},
@@ -260,14 +260,15 @@ async fn delete(queue: &Queue, desk: &Desk, namespace: &str) -> Result<Action> {
         return Ok(Action::await_change());
     }
     let context = &desk.context;
-    let kept = match (delete_data(queue, desk, namespace).await, is_late(queue, context.now())) {
+    let kept = match (delete_data(queue, context, namespace).await, is_late(queue, context.now())) {
         (Deletion::Done, _) => None,
         (Deletion::Kept(why), _) | (Deletion::Failed(why), true) => Some(why),
         // Bounded, so that a namespace is never held.
         (Deletion::Failed(_), false) => return Ok(Action::requeue(DELETE_AGAIN)),
     };
     if let Some(why) = kept {
-        event(context, queue, true, "DataKept", "Delete", format!("the jobs were not deleted: {why}")).await;
+        let note = format!("not all jobs are known to be deleted: {why}");
+        event(context, queue, true, "DataKept", "Delete", note).await;
     }
     let mut finalizers = queue.finalizers().to_vec();
     finalizers.retain(|name| name != finalizer::QUEUE_DATA);
@@ -291,15 +292,15 @@ enum Deletion {
     Failed(String),
 }
 
-async fn delete_data(queue: &Queue, desk: &Desk, namespace: &str) -> Deletion {
-    let context = &desk.context;
+async fn delete_data(queue: &Queue, context: &Context, namespace: &str) -> Deletion {
     let broker = &queue.spec.broker_ref.name;
-    if context.lookup.broker(namespace, broker).is_none() {
-        // An embedded broker leaves its volume claim behind.
-        return Deletion::Kept(format!("Broker {broker:?} is gone; what it kept stays where it was"));
-    }
+    // The connection outlives its Broker for a while, for Queues that go in the same sweep.
     let Some(connection) = context.connections.get(namespace, broker) else {
-        return Deletion::Failed(format!("Broker {broker:?} is not connected"));
+        return match context.lookup.broker(namespace, broker) {
+            Some(_) => Deletion::Failed(format!("Broker {broker:?} is not connected")),
+            // An embedded broker leaves its volume claim behind.
+            None => Deletion::Kept(format!("Broker {broker:?} is gone; what it kept stays where it was")),
+        };
     };
     if let Some(why) = not_ours(queue, &connection.backend_id) {
         return Deletion::Kept(why);
@@ -312,8 +313,8 @@ async fn delete_data(queue: &Queue, desk: &Desk, namespace: &str) -> Deletion {
         Ok(owner) => owner,
         Err(error) => return Deletion::Kept(error.chain()),
     };
-    let key = (namespace.to_owned(), broker.clone());
-    match desk.ask(&key, CALL, connection.driver.delete_queue(&name, &owner)).await {
+    // Taking long for many jobs is no silence: other Queues go on with this broker.
+    match within(CALL, connection.driver.delete_queue(&name, &owner)).await {
         Ok(()) => Deletion::Done,
         // Somebody took it over meanwhile.
         Err(error) if error.kind == ErrorKind::Conflict => Deletion::Kept(error.message),

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{Api, Resource, ResourceExt, runtime::reflector::ObjectRef, runtime::reflector::Store};
 use longshore_crds::{Ordering, Queue, Reason, Worker, WorkerQueue, label};
-use longshore_drivers::{QueueName, QueueStats, Timestamp, policy::Via};
+use longshore_drivers::{ErrorKind, QueueName, QueueStats, Timestamp, policy::Via};
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
@@ -197,19 +197,21 @@ async fn demands(
         let connection = context.connections.get(&namespace, &bound.broker);
         let share = share(worker, &bound.name, &all);
         async move {
-            let stats = stats(connection, &bound.physical).await;
+            let stats = stats(connection, &bound.physical, policy::rests(&bound.queue)).await;
             demand(&bound.queue, &stats, share, Timestamp::now())
         }
     });
     join_all(counted).await
 }
 
-async fn stats(connection: Option<Connection>, queue: &QueueName) -> QueueStats {
+async fn stats(connection: Option<Connection>, queue: &QueueName, rests: bool) -> QueueStats {
     let Some(connection) = connection else {
         return QueueStats::default();
     };
     match tokio::time::timeout(STATS_TIMEOUT, connection.driver.stats(queue)).await {
         Ok(Ok(stats)) => stats,
+        // Of a queue that stands still the broker may have nothing, and then there is nothing to do in it.
+        Ok(Err(error)) if error.kind == ErrorKind::NotFound && rests => nothing(),
         // Unknown is not zero: nothing is filled in.
         Ok(Err(error)) => {
             tracing::debug!(%queue, %error, "a queue could not be counted");
@@ -217,6 +219,11 @@ async fn stats(connection: Option<Connection>, queue: &QueueName) -> QueueStats 
         }
         Err(_elapsed) => QueueStats::default(),
     }
+}
+
+/// The counts of a queue that isn't there.
+fn nothing() -> QueueStats {
+    QueueStats { ready: Some(0), active: Some(0), blocked: Some(0), ..QueueStats::default() }
 }
 
 fn demand(queue: &Queue, stats: &QueueStats, share: u64, now: Timestamp) -> Demand {
@@ -345,6 +352,23 @@ mod tests {
         for nonsense in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
             assert_eq!(demand(&loose, &stats(nonsense), 1000, now).service_time, None, "{nonsense}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_rests_and_is_not_there_holds_up_no_worker() {
+        let name: QueueName = "here.shop.reports".parse().unwrap();
+        let connection = || Connection {
+            driver: Arc::new(longshore_drivers::memory::Memory::new()),
+            backend_id: "data".to_owned(),
+            broker_uid: "uid".to_owned(),
+            fingerprint: String::new(),
+        };
+        let nothing = stats(Some(connection()), &name, true).await;
+        assert_eq!((nothing.ready, nothing.active, nothing.blocked), (Some(0), Some(0), Some(0)));
+        // It may be declared in a moment.
+        assert_eq!(stats(Some(connection()), &name, false).await.ready, None);
+        // Nobody knows.
+        assert_eq!(stats(None, &name, true).await.ready, None);
     }
 
     #[test]

@@ -205,13 +205,16 @@ impl Load {
             slots = slots.saturating_sub(active);
             let ready = if demand.suspended { 0 } else { demand.part(ready) };
             let service = demand.service_time.unwrap_or(inputs.target / ASSUMED_PART);
+            let blocked = if demand.suspended { 0 } else { demand.part(blocked) };
             // What runs takes its slot for as long as it runs, but not beyond the time that is planned for.
             let work =
                 slot_millis(ready, service).saturating_add(slot_millis(active, service.min(inputs.target)));
-            load.work = load.work.saturating_add(work);
+            // Jobs behind others are work too, of as many slots as there are lines to work off in time.
+            let lines = slot_millis(ready.saturating_add(active), inputs.target);
+            let behind = slot_millis(blocked, service).min(lines.saturating_sub(work));
+            load.work = load.work.saturating_add(work).saturating_add(behind);
             load.ready = load.ready.saturating_add(ready);
             load.active = load.active.saturating_add(active);
-            let blocked = if demand.suspended { 0 } else { demand.part(blocked) };
             load.blocked = load.blocked.saturating_add(blocked);
             load.due_soon |= !demand.suspended && demand.due_in.is_some_and(|wait| wait <= DUE_SOON);
             if ready + active > 0 {
@@ -361,6 +364,8 @@ mod tests {
         one long line that runs                                | active=1 blocked=100000 current=1 service=3600000      | 1 Work
         a line behind a slot that is free for nobody           | active=1 blocked=100000 own=1 current=1 concurrency=1 service=3600000 | 1 Work
         many lines: one slot for each                          | ready=30 blocked=100000 service=3600000                | 3 Work
+        many lines of short jobs: in time, however they stand  | ready=1000 blocked=99000 service=100 max=100           | 34 Work
+        one long line beside many short jobs of another queue  | ready=1 blocked=99999 service=100 + ready=3000 service=10 | 1 Work
         as many pods as lines, whatever stands in them         | ready=5 active=5 blocked=18446744073709551615 concurrency=1 current=5 service=3600000 | 10 Work
         lines that became fewer                                | active=2 blocked=50 concurrency=1 current=10 service=3600000 | 2 Work
         a line behind a retry keeps the last pod               | blocked=5 current=1 idle=9999                          | 1 Work
@@ -494,16 +499,19 @@ mod tests {
     }
 
     #[test]
-    fn jobs_behind_others_never_raise_the_pods() {
+    fn jobs_behind_others_ask_for_no_more_slots_than_there_are_lines() {
         for (ready, active) in [(0, 0), (1, 0), (0, 1), (3, 4), (500, 20)] {
             for current in [0, 1, 3] {
-                let mut it = inputs("max=1000 service=60000 concurrency=2 idle=600");
+                let mut it = inputs("max=1000 service=100 concurrency=2 idle=600");
                 (it.demands[0].ready, it.demands[0].active, it.current) =
                     (Some(ready), Some(active), current);
                 let without = decide(&it).wanted;
                 it.demands[0].blocked = Some(1_000_000);
                 let with = decide(&it).wanted;
-                assert_eq!(with, without.max(current.min(1)), "{ready} {active} {current}");
+                // What runs beyond the slots of this Worker runs elsewhere.
+                let here = active.min(u64::from(current) * 2);
+                let lines = u32::try_from((ready + here).div_ceil(2)).unwrap();
+                assert_eq!(with, lines.max(without).max(current.min(1)), "{ready} {active} {current}");
             }
         }
     }

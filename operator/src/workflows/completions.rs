@@ -67,6 +67,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
 
 async fn read(context: Arc<Context>, broker: BrokerKey, connection: Connection) {
     let started = Instant::now();
+    let Ok(address) = context.address(&broker.0) else { return };
     loop {
         if !context.leadership.is_leader() {
             tokio::time::sleep(RETRY).await;
@@ -75,7 +76,7 @@ async fn read(context: Arc<Context>, broker: BrokerKey, connection: Connection) 
         let began = Instant::now();
         let request =
             ReadCompletions { max: PAGE, wait: wait(&context, &broker), lease: ReadCompletions::MAX_LEASE };
-        let page = match connection.driver.completions(&context.address, request).await {
+        let page = match connection.driver.completions(&address, request).await {
             Ok(page) => page,
             Err(error) => {
                 tracing::debug!(broker = broker.1, %error, "completions could not be read");
@@ -162,18 +163,20 @@ async fn park(
         event(context, object.as_ref(), true, "CompletionParked", "Read", note).await;
     }
     context.metrics.completions_parked(parked.len() as u64);
-    acknowledge(context, connection, parked.into_iter().map(|(completion, _)| completion.receipt).collect())
-        .await;
+    let receipts = parked.into_iter().map(|(completion, _)| completion.receipt).collect();
+    acknowledge(context, &broker.0, connection, receipts).await;
 }
 
 /// Acknowledges; one that fails is handed out again and acknowledged then.
 pub(super) async fn acknowledge(
     context: &Context,
+    namespace: &str,
     connection: &Connection,
     receipts: Vec<CompletionReceipt>,
 ) {
+    let Ok(address) = context.address(namespace) else { return };
     for receipts in receipts.chunks(Limits::BATCH) {
-        if let Err(error) = connection.driver.acknowledge(&context.address, receipts.to_vec()).await {
+        if let Err(error) = connection.driver.acknowledge(&address, receipts.to_vec()).await {
             tracing::debug!(%error, "completions could not be acknowledged");
         }
     }
@@ -216,7 +219,7 @@ pub(super) async fn acknowledge_all(context: &Context, arrivals: &[Arrived]) {
     }
     for (key, receipts) in by_broker {
         if let Some(connection) = context.connections.get(&key.0, &key.1) {
-            acknowledge(context, &connection, receipts).await;
+            acknowledge(context, &key.0, &connection, receipts).await;
         }
     }
 }

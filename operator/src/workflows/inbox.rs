@@ -152,6 +152,11 @@ impl Inbox {
         lock(&self.streams).get(broker)?.read_to_end
     }
 
+    /// Forgets what is known of the stream of `broker`: there is none any more, or it is another one.
+    pub(crate) fn forget(&self, broker: &BrokerKey) {
+        lock(&self.streams).remove(broker);
+    }
+
     /// Has the completions of `broker` read in short turns until `until`.
     pub(super) fn hurry(&self, broker: &BrokerKey, until: Instant) {
         let mut streams = lock(&self.streams);

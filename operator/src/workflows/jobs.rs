@@ -4,8 +4,9 @@ use super::{
     expressions::{self, Evaluator, Own},
     inbox::Origin,
 };
+use crate::context::address;
 use longshore_crds::{Batch, JobTemplate, Workflow, WorkflowSpec};
-use longshore_drivers::{Address, JobId, NewJob, Notify, Overrides, Payload};
+use longshore_drivers::{JobId, NewJob, Notify, Overrides, Payload};
 use longshore_workflow::{Callback, Target};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -98,7 +99,8 @@ pub(super) struct Author {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) round: u32,
-    pub(super) address: Address,
+    /// Completions go to it, and to this namespace in it.
+    pub(super) installation: String,
 }
 
 /// The id of the job at `place` of the workflow `uid`: a function of these alone.
@@ -145,10 +147,12 @@ impl Author {
             place: self.place(target),
         };
         let context = serde_json::to_string(&origin).map_err(|error| Error::Id(error.to_string()))?;
+        let address =
+            address(&self.installation, &self.namespace).map_err(|error| Error::Id(error.message))?;
         let mut job = NewJob::new(template.job_type.clone(), payload)
             .with_id(self.job_id(target)?)
             .with_delay(template.delay.as_ref().map(longshore_crds::Duration::get).unwrap_or_default())
-            .with_notify(Notify { address: self.address.clone(), context });
+            .with_notify(Notify { address, context });
         job.overrides = Overrides {
             max_attempts: template.max_attempts,
             timeout: template.timeout.as_ref().map(longshore_crds::Duration::get),

@@ -134,7 +134,7 @@ pub(super) fn author(run: &Run<'_>) -> Author {
         name: run.name.clone(),
         uid: run.uid.clone(),
         round: run.state.round(),
-        address: run.context.address.clone(),
+        installation: run.context.settings.installation.clone(),
     }
 }
 

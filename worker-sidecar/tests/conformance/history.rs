@@ -3,6 +3,7 @@
 //! `LONGSHORE_SOAK=1` makes it a million, `LONGSHORE_HISTORY` any number, `LONGSHORE_SEED` repeats the kills of a run.
 
 use crate::{
+    bounds::{at_least, over},
     frame::{
         app::{Answer, Order},
         pod::Pod,
@@ -20,6 +21,8 @@ use tokio::time::sleep;
 const PODS: usize = 4;
 const GATE: usize = 20_000;
 const SOAK: usize = 1_000_000;
+/// How long a broker that was killed may take until it takes jobs again.
+const BROKER_RETURNS: Duration = Duration::from_secs(90);
 /// Jobs in one request.
 const BATCH: usize = 500;
 
@@ -62,7 +65,9 @@ pub(crate) async fn history_random_kills(site: Site) {
         pods.push(site.pod(|policy| policy.concurrency = 16).await);
     }
     let seed = number("LONGSHORE_SEED").unwrap_or_else(|| u64::from(std::process::id())).max(1);
-    let total = count();
+    let total = over("jobs", count());
+    over("workers", PODS);
+    over("kill of the broker", 1_usize);
     let began = Instant::now();
     let chaos = chaos(&site, &pods, total, Dice(seed));
     let (acknowledged, kills) = futures::join!(produce(&site, total), chaos);
@@ -101,7 +106,8 @@ async fn produce(site: &Site, total: usize) -> BTreeSet<String> {
             (made..made + size).map(|number| job(&format!("job-{number}"), order(number))).collect();
         made += size;
         // The same ids until they are acknowledged: the answer to a request may be lost with the broker.
-        for _ in 0..200 {
+        let deadline = Instant::now() + BROKER_RETURNS;
+        while Instant::now() < deadline {
             let Ok(answers) = site.driver.enqueue(&site.queue, batch.clone()).await else {
                 sleep(Duration::from_millis(50)).await;
                 continue;
@@ -119,14 +125,16 @@ async fn produce(site: &Site, total: usize) -> BTreeSet<String> {
 /// Kills a worker now and then, and the broker once, until about everything is done.
 async fn chaos(site: &Site, pods: &[Pod], total: usize, mut dice: Dice) -> usize {
     let mut kills = 0;
+    let (least, most) = (300, 1500);
+    over("between kills at most", Duration::from_millis(most));
     let mut broker_lives = true;
     while site.ledger.begun() < total {
-        sleep(Duration::from_millis(300 + dice.roll(1200))).await;
+        sleep(Duration::from_millis(least + dice.roll(most - least))).await;
         if broker_lives && site.ledger.begun() > total * 2 / 5 {
             broker_lives = false;
-            site.broker.kill();
+            site.kill_broker().await;
             sleep(Duration::from_millis(dice.roll(500))).await;
-            site.broker.start_again().await.unwrap();
+            site.start_broker().await;
             continue;
         }
         let victim = &pods[usize::try_from(dice.roll(PODS as u64)).unwrap()];
@@ -136,7 +144,7 @@ async fn chaos(site: &Site, pods: &[Pod], total: usize, mut dice: Dice) -> usize
         victim.start().await;
     }
     assert!(!broker_lives, "the broker was never killed");
-    assert!(kills > 0, "no worker was killed: {total} jobs are too few");
+    assert!(kills >= at_least("kill of a worker", 1_usize), "no worker was killed: {total} jobs are too few");
     kills
 }
 

@@ -113,7 +113,7 @@ async fn a_detached_job_fails_later() {
 
 #[tokio::test]
 async fn a_detached_job_that_nobody_completes_times_out() {
-    let pod = Pod::start(|policy| policy.queues[0].timeout = Duration::from_millis(150)).await;
+    let pod = Pod::start(|policy| policy.queues[0].timeout = Duration::from_secs(3)).await;
     detached(&pod).await;
     let Settle::Retry { failure, .. } = pod.settled("job-1").await else {
         panic!("no retry");

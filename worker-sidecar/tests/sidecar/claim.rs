@@ -81,7 +81,7 @@ async fn the_next_job_of_one_of_two_queues_starts_at_once() {
     })
     .await;
     let mut starts = Vec::new();
-    for number in 0..8 {
+    for number in 0..24 {
         let began = Instant::now();
         pod.enqueue(&format!("job-{number}"), "ok");
         eventually("it runs", || async { pod.app.seen().len() > number }).await;
@@ -89,9 +89,9 @@ async fn the_next_job_of_one_of_two_queues_starts_at_once() {
         // The claim that looks for more has found nothing.
         eventually("it is settled", || async { pod.broker.settled() > number }).await;
     }
-    // A queue that rests after each job delays nearly every one; a busy machine delays a few.
+    // A queue that rests after each job delays nearly every one; a busy machine delays some.
     starts.sort();
-    assert!(starts[3] < Duration::from_millis(50), "{starts:?}");
+    assert!(starts[5] < Duration::from_millis(50), "{starts:?}");
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn waiting_and_running_jobs_are_cancelled() {
     assert_eq!(ask(&pod, "cancel", &["later"]).await[0], json!({"ok": "cancelled"}));
     assert_eq!(state(&pod, "later").await, "cancelled");
     let mut pod = pod;
-    pod.change(|policy| policy.queues[0].lease = std::time::Duration::from_millis(300));
+    pod.change(|policy| policy.queues[0].lease = std::time::Duration::from_secs(4));
     pod.change(|policy| policy.concurrency = 3);
     eventually("taken", || async { pod.status().await["concurrency"] == 3 }).await;
     enqueue(&pod, "now", "hang", "0").await;

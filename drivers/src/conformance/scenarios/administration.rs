@@ -19,7 +19,8 @@ pub(super) async fn pause_hands_out_nothing(fixture: Fixture) -> Verdict {
     let paused = QueueSettings { paused: true, ..QueueSettings::default() };
     subject.declare(paused).await?;
     let id = subject.enqueue(job()).await?;
-    let none = subject.claim_for(1, LEASE, Duration::from_millis(200)).await?;
+    let wait = fixture.over("wait for nothing", Duration::from_millis(200));
+    let none = subject.claim_for(1, LEASE, wait).await?;
     check!(none.is_empty(), "a paused queue handed out {none:?}");
     subject.succeed(&running).await?;
     let other = subject.beside(&fixture).await?;
@@ -105,14 +106,15 @@ async fn bury(subject: &Subject, claimed: &crate::Claimed) -> Verdict {
 
 pub(super) async fn list_pages_through_all(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let jobs = (0..25).map(numbered).collect();
+    let jobs = (0..fixture.over("jobs", 25)).map(numbered).collect();
+    let page_size = fixture.at_most("on a page", 10_u32);
     let ids: Vec<_> = subject.enqueue_all(jobs).await?;
     let mut seen = Vec::new();
     let mut after = None;
     loop {
-        let list = ListJobs { state: JobState::Ready, limit: 10, after };
+        let list = ListJobs { state: JobState::Ready, limit: page_size, after };
         let page = subject.driver.list(&subject.queue, list).await?;
-        check!(page.jobs.len() <= 10, "a page of {} jobs", page.jobs.len());
+        check!(page.jobs.len() <= page_size as usize, "a page of {} jobs", page.jobs.len());
         seen.extend(page.jobs.into_iter().map(|job| job.id));
         check!(seen.len() <= 25, "pages hold more than there is");
         after = page.next;
@@ -257,7 +259,7 @@ pub(super) async fn wake_hints_new_work(fixture: Fixture) -> Verdict {
             }
             Err(Failed("the hints ended".into()))
         };
-        tokio::time::timeout(SOON, heard).await?
+        tokio::time::timeout(fixture.at_most("until a hint", SOON), heard).await?
     };
     let of_queue = || Wake::Queue { queue: subject.queue.clone() };
     subject.enqueue(job().with_notify(fixture.notify("woken")?)).await?;

@@ -2,7 +2,7 @@
 
 use super::calls::{Story, calls};
 use crate::conformance::{
-    Failed, Fixture, Subject, Verdict, check, check_eq,
+    Bytes, Failed, Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job},
 };
 use crate::{
@@ -88,7 +88,7 @@ async fn unknown_items(subject: &Subject) -> Verdict {
 /// Over a limit is over a limit.
 async fn oversized(fixture: &Fixture, subject: &Subject) -> Verdict {
     let (driver, queue, can) = (&subject.driver, &subject.queue, subject.driver.capabilities());
-    let many = Limits::BATCH + 1;
+    let many = fixture.at_most("items in a call", Limits::BATCH) + 1;
     let ids = || vec![JobId::generate(); many];
     let receipts = || vec![Receipt("1-0".into()); many];
     let succeed = Settlement { receipt: Receipt("1-0".into()), settle: Settle::Succeed { result: None } };
@@ -112,11 +112,11 @@ async fn oversized(fixture: &Fixture, subject: &Subject) -> Verdict {
     for (name, kind) in kinds {
         check_eq!(kind, Some(ErrorKind::Invalid), "{name} of {many} items");
     }
-    let headers = [("big".to_owned(), "x".repeat(Limits::HEADERS))].into();
-    let too_large = [
-        NewJob::new("mail", Payload::json(vec![b'1'; can.limits.max_payload + 1])),
-        NewJob { headers, ..job() },
-    ];
+    let Bytes(headers) = fixture.at_most("of headers", Bytes(Limits::HEADERS));
+    let headers = [("big".to_owned(), "x".repeat(headers))].into();
+    let Bytes(payload) = fixture.at_most("of payload", Bytes(can.limits.max_payload));
+    let too_large =
+        [NewJob::new("mail", Payload::json(vec![b'1'; payload + 1])), NewJob { headers, ..job() }];
     for job in too_large {
         let answer = driver.enqueue_one(queue, job).await;
         check_eq!(kind(answer), Some(ErrorKind::TooLarge), "a job that is too large");
@@ -132,7 +132,8 @@ async fn closed(fixture: &Fixture, subject: &Subject) -> Verdict {
     for Story { name, answer, took, .. } in join_all(calls(subject, &held, &fixture.address("closed")?)).await
     {
         check_eq!(kind(answer), Some(ErrorKind::Unavailable), "{name} after the close");
-        check!(took < SOON, "{name} after the close took {took:?}");
+        let bound = fixture.at_most("for a call after the close", SOON);
+        check!(took < bound, "{name} after the close took {took:?}");
     }
     Ok(())
 }
@@ -178,6 +179,7 @@ async fn standing(fixture: &Fixture, verb: &str, state: JobState) -> Result<(Sub
 }
 
 pub(super) async fn administration_of_each_state(fixture: Fixture) -> Verdict {
+    fixture.over("states", STATES.len());
     for state in STATES {
         cancels(&fixture, state).await?;
         redrives(&fixture, state).await?;
@@ -236,6 +238,7 @@ async fn purges(fixture: &Fixture, state: JobState) -> Verdict {
 
 pub(super) async fn completions_of_two_installations(fixture: Fixture) -> Verdict {
     const JOBS: usize = 30;
+    fixture.over("jobs of each", JOBS);
     let names = ["one", "two"];
     let mut queues = Vec::new();
     for name in names {

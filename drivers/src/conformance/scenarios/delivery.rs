@@ -4,6 +4,7 @@ use crate::conformance::{
     Failed, Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job, number, numbered},
     is_kind,
+    machine::Watch,
 };
 use crate::{
     Claim, DriverExt, Enqueued, ErrorKind, JobId, JobState, ListJobs, NewJob, Outcome, Overrides, Payload,
@@ -90,10 +91,11 @@ pub(super) async fn finished_id_answers_its_outcome(fixture: Fixture) -> Verdict
 
 pub(super) async fn ordering_single_worker_fifo(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    for first in [0, 10, 20] {
+    let jobs = fixture.over("jobs", 30_usize);
+    for first in (0..jobs).step_by(10) {
         subject.enqueue_all((first..first + 10).map(numbered).collect()).await?;
     }
-    for expected in 0..30 {
+    for expected in 0..jobs {
         let claimed = subject.next().await?;
         check_eq!(number(&claimed)?, expected, "the next job");
         subject.succeed(&claimed).await?;
@@ -104,15 +106,13 @@ pub(super) async fn ordering_single_worker_fifo(fixture: Fixture) -> Verdict {
 pub(super) async fn claim_waits_for_work(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let since = Instant::now();
-    let none = subject.claim_for(1, LEASE, Duration::from_millis(300)).await?;
+    let wait = fixture.over("wait for nothing", Duration::from_millis(300));
+    let none = subject.claim_for(1, LEASE, wait).await?;
     check!(none.is_empty(), "a claim of an empty queue got {none:?}");
-    check!(
-        since.elapsed() >= Duration::from_millis(300),
-        "a claim gave up after {:?} of 300 ms",
-        since.elapsed()
-    );
+    check!(since.elapsed() >= wait, "a claim gave up after {:?} of {wait:?}", since.elapsed());
     let producer = subject.beside(&fixture).await?;
     let waiting = async { subject.next().await.map(|claimed| (claimed, Instant::now())) };
+    let watch = Watch::start();
     let (claimed, enqueued) = tokio::join!(waiting, async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let since = Instant::now();
@@ -121,7 +121,8 @@ pub(super) async fn claim_waits_for_work(fixture: Fixture) -> Verdict {
     let ((claimed, at), (id, since)) = (claimed?, enqueued?);
     check_eq!(claimed.id, id, "the job that was waited for");
     let took = at.saturating_duration_since(since);
-    check!(took < Duration::from_secs(2), "a waiting claim got its job {took:?} after the enqueue");
+    let late = fixture.at_most("after the enqueue", Duration::from_secs(2));
+    check!(took < late + watch.pauses(), "a waiting claim got its job {took:?} after the enqueue");
     fixture.measure(format!("answered {took:.1?} after the enqueue began"));
     Ok(())
 }
@@ -158,11 +159,8 @@ pub(super) async fn bad_requests_are_invalid(fixture: Fixture) -> Verdict {
     check!(is_kind(&none, ErrorKind::Invalid), "a claim of nothing: {none:?}");
     let no_time = driver.claim(queue, claim(1, Duration::ZERO)).await;
     check!(is_kind(&no_time, ErrorKind::Invalid), "a claim for no time: {no_time:?}");
-    let read = ReadCompletions {
-        max: 1,
-        wait: Duration::ZERO,
-        lease: ReadCompletions::MAX_LEASE + Duration::from_secs(1),
-    };
+    let longest = fixture.at_most("lease of completions", ReadCompletions::MAX_LEASE);
+    let read = ReadCompletions { max: 1, wait: Duration::ZERO, lease: longest + Duration::from_secs(1) };
     let long = driver.completions(&fixture.address("a")?, read).await;
     check!(is_kind(&long, ErrorKind::Invalid), "completions leased for too long: {long:?}");
     if driver.capabilities().inspect {
@@ -172,7 +170,8 @@ pub(super) async fn bad_requests_are_invalid(fixture: Fixture) -> Verdict {
         let cursor = driver.list(queue, list).await;
         check!(is_kind(&cursor, ErrorKind::Invalid), "a cursor nobody gave: {cursor:?}");
     }
-    let many = driver.enqueue(queue, vec![job(); crate::Limits::BATCH + 1]).await;
+    let most = fixture.at_most("jobs in a batch", crate::Limits::BATCH);
+    let many = driver.enqueue(queue, vec![job(); most + 1]).await;
     check!(is_kind(&many, ErrorKind::Invalid), "a batch over the limit");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Sizes and depths.
 
 use crate::conformance::{
-    Fixture, Verdict, check, check_eq,
+    Bytes, Fixture, Verdict, check, check_eq,
     fixture::{job, numbered},
     is_kind,
 };
@@ -13,7 +13,7 @@ fn depth(max_depth: u64) -> QueueSettings {
 }
 
 pub(super) async fn full_queue_refuses_producers_only(fixture: Fixture) -> Verdict {
-    let subject = fixture.subject_with(depth(2)).await?;
+    let subject = fixture.subject_with(depth(fixture.at_most("jobs that wait", 2_u64))).await?;
     let (driver, queue) = (&subject.driver, &subject.queue);
     let ids = subject.enqueue_all(vec![job(), job()]).await?;
     let full = driver.enqueue_one(queue, job()).await;
@@ -45,7 +45,7 @@ pub(super) async fn full_queue_refuses_producers_only(fixture: Fixture) -> Verdi
 
 pub(super) async fn payload_large(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let limit = subject.driver.capabilities().limits.max_payload;
+    let Bytes(limit) = fixture.at_most("of payload", Bytes(subject.driver.capabilities().limits.max_payload));
     let sized = |size: usize| {
         let bytes: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap_or(0)).collect();
         let payload = Payload { content_type: "application/octet-stream".into(), bytes: bytes.into() };
@@ -64,17 +64,19 @@ pub(super) async fn payload_large(fixture: Fixture) -> Verdict {
 }
 
 pub(super) async fn backpressure_saturation(fixture: Fixture) -> Verdict {
-    let subject = fixture.subject_with(depth(20)).await?;
-    let answers = subject.driver.enqueue(&subject.queue, (0..50).map(numbered).collect()).await?;
+    let most = fixture.at_most("jobs that wait", 20_usize);
+    let sent = fixture.over("jobs at once", 50_usize);
+    let subject = fixture.subject_with(depth(most as u64)).await?;
+    let answers = subject.driver.enqueue(&subject.queue, (0..sent).map(numbered).collect()).await?;
     let (taken, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.is_ok());
-    check_eq!((taken.len(), refused.len()), (20, 30), "jobs taken and refused");
+    check_eq!((taken.len(), refused.len()), (most, sent - most), "jobs taken and refused");
     check!(refused.iter().all(|answer| is_kind(answer, ErrorKind::Full)), "refused jobs: {refused:?}");
     for claimed in subject.claim(5).await? {
         subject.succeed(&claimed).await?;
     }
-    let answers = subject.driver.enqueue(&subject.queue, (50..60).map(numbered).collect()).await?;
+    let answers = subject.driver.enqueue(&subject.queue, (sent..sent + 10).map(numbered).collect()).await?;
     let taken = answers.iter().filter(|answer| answer.is_ok()).count();
     check_eq!(taken, 5, "jobs taken after five were done");
-    check_eq!(subject.claim(100).await?.len(), 20, "jobs in the queue");
+    check_eq!(subject.claim(100).await?.len(), most, "jobs in the queue");
     Ok(())
 }

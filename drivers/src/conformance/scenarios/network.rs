@@ -1,8 +1,8 @@
 //! Networks that break in the middle of something, are split, or slow, while the broker is well.
 
 use crate::conformance::{
-    Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
-    fixture::{LEASE, job, numbered},
+    Bytes, Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
+    fixture::{LEASE, SOON, job, numbered},
     is_kind,
     proxy::{Proxy, Side, Weather},
 };
@@ -14,17 +14,18 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) async fn ambiguous_publish(fixture: Fixture) -> Verdict {
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
-    let subject = fixture.through(&proxy, &direct).await?;
-    answer_lost(&proxy, &subject, &direct).await?;
-    cut_in_the_middle(&proxy, &subject, &direct).await
+    let subject = fixture.patiently_through(&proxy, &direct).await?;
+    answer_lost(&proxy, &subject, &direct, fixture.over("jobs in the batch", 50_usize)).await?;
+    let bytes = fixture.over("of payload where it is cut", Bytes(200_000));
+    cut_in_the_middle(&proxy, &subject, &direct, bytes).await
 }
 
 /// The answer is lost after the request went through; the same id again adds nothing.
-async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verdict {
+async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject, batch: usize) -> Verdict {
     for round in 0..20 {
         // A connection that is there already, so that the first thing to be lost is an answer.
         eventually("the handle works", || async { Ok(subject.stats().await.is_ok()) }).await?;
-        let jobs: Vec<_> = (0..50)
+        let jobs: Vec<_> = (0..batch)
             .map(|index| Ok(numbered(index).with_id(JobId::new(format!("lost-{round}-{index}"))?)))
             .collect::<Result<_, Failed>>()?;
         proxy.set(Weather::Cut(Side::Server, 0));
@@ -48,7 +49,11 @@ async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verd
         }
         check_eq!(there, jobs.len(), "jobs of a batch whose answer was lost");
         eventually("the handle works again", || async { Ok(subject.stats().await.is_ok()) }).await?;
-        for answer in subject.driver.enqueue(&subject.queue, jobs.clone()).await? {
+        let (mut again, since) = (subject.driver.enqueue(&subject.queue, jobs.clone()).await, Instant::now());
+        while again.is_err() && since.elapsed() < SOON {
+            again = subject.driver.enqueue(&subject.queue, jobs.clone()).await;
+        }
+        for answer in again? {
             check!(matches!(answer, Ok(Enqueued::Duplicate { .. })), "the same again: {answer:?}");
         }
         let claimed = direct.claim(100).await?;
@@ -62,10 +67,15 @@ async fn answer_lost(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verd
 }
 
 /// The connection breaks in the middle of a job: half a job is none.
-async fn cut_in_the_middle(proxy: &Proxy, subject: &Subject, direct: &Subject) -> Verdict {
+async fn cut_in_the_middle(
+    proxy: &Proxy,
+    subject: &Subject,
+    direct: &Subject,
+    Bytes(size): Bytes,
+) -> Verdict {
     let id = JobId::new("half")?;
-    let large = NewJob::new("large", Payload::json(vec![b'1'; 200_000])).with_id(id.clone());
-    proxy.set(Weather::Cut(Side::Client, 50_000));
+    let large = NewJob::new("large", Payload::json(vec![b'1'; size])).with_id(id.clone());
+    proxy.set(Weather::Cut(Side::Client, size / 4));
     let answer = subject.driver.enqueue_one(&subject.queue, large.clone()).await;
     let kind = answer.as_ref().err().map(|error| error.kind);
     check!(
@@ -85,9 +95,9 @@ async fn cut_in_the_middle(proxy: &Proxy, subject: &Subject, direct: &Subject) -
 pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
-    let cut_off = fixture.through(&proxy, &direct).await?;
+    let cut_off = fixture.patiently_through(&proxy, &direct).await?;
     let id = direct.enqueue(job()).await?;
-    let lease = Duration::from_millis(1500);
+    let lease = fixture.over("lease", Duration::from_millis(1500));
     let held = cut_off.next_for(lease).await?;
     proxy.set(Weather::Reset);
     let extend = cut_off.driver.extend_one(&cut_off.queue, &held.receipt, lease).await;
@@ -97,15 +107,17 @@ pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
     let began = again.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;
     check!(began >= held.lease_until.as_millis(), "the second lease began before the first ended");
     proxy.heal();
-    let mut late =
-        cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
-    for _ in 0..100 {
-        if !is_kind(&late, ErrorKind::Unavailable) {
-            break;
-        }
+    let settle = || {
+        let succeed = Settle::Succeed { result: None };
+        cut_off.driver.settle_one(&cut_off.queue, &held.receipt, succeed)
+    };
+    let (mut late, since) = (settle().await, Instant::now());
+    // Whoever didn't hear the answer, on a machine that stood still, asks again.
+    while since.elapsed() < SOON
+        && (is_kind(&late, ErrorKind::Unavailable) || is_kind(&late, ErrorKind::Ambiguous))
+    {
         tokio::time::sleep(PAUSE).await;
-        late =
-            cut_off.driver.settle_one(&cut_off.queue, &held.receipt, Settle::Succeed { result: None }).await;
+        late = settle().await;
     }
     check!(is_kind(&late, ErrorKind::StaleReceipt), "the settle of whoever was cut off: {late:?}");
     direct.succeed(&again).await
@@ -114,8 +126,8 @@ pub(super) async fn partitioned_claimer_is_fenced(fixture: Fixture) -> Verdict {
 pub(super) async fn slow_network_changes_nothing(fixture: Fixture) -> Verdict {
     let direct = fixture.subject().await?;
     let proxy = fixture.proxy().await?;
-    let far = fixture.through(&proxy, &direct).await?;
-    let by = Duration::from_millis(100);
+    let far = fixture.patiently_through(&proxy, &direct).await?;
+    let by = fixture.over("slower each way", Duration::from_millis(100));
     proxy.set(Weather::Slow(by));
     let since = Instant::now();
     let address = fixture.address("far")?;

@@ -1,4 +1,5 @@
-//! What a backend without a capability must refuse, so that nothing is weakened in silence.
+//! What a backend without a capability must refuse, so that nothing is weakened in silence. Where there is nothing to
+//! refuse, what it is like without.
 
 use crate::conformance::{Fixture, Verdict, check, fixture::job, is_kind};
 use crate::{DriverExt, ErrorKind, JobId, JobState, ListJobs, Ordering, QueueSettings};
@@ -69,5 +70,29 @@ pub(in crate::conformance) async fn process(fixture: Fixture) -> Verdict {
         check!(is_kind(&answer, ErrorKind::Unsupported), "a failure of a process: {answer:?}");
     }
     subject.enqueue(job()).await?;
+    Ok(())
+}
+
+/// A broker without a network before it has no way to it that could break.
+pub(in crate::conformance) async fn network(fixture: Fixture) -> Verdict {
+    let address = fixture.broker().address();
+    check!(address.is_none(), "it has no network, and can be reached at {address:?}");
+    let through = fixture.broker().handle_at(([127, 0, 0, 1], 1).into()).await;
+    check!(is_kind(&through, ErrorKind::Unsupported), "a way to it through a proxy: {through:?}");
+    process(fixture).await
+}
+
+/// What isn't durable is gone after a restart, all of it, and is told as gone.
+pub(in crate::conformance) async fn durable(fixture: Fixture) -> Verdict {
+    let before = fixture.subject().await?;
+    let id = before.enqueue(job()).await?;
+    fixture.restart().await?;
+    let after = before.beside(&fixture).await?;
+    let stats = after.driver.stats(&after.queue).await;
+    check!(is_kind(&stats, ErrorKind::NotFound), "a queue from before the restart: {stats:?}");
+    after.declare(QueueSettings::default()).await?;
+    // The id is as good as new.
+    let again = after.enqueue(job().with_id(id.clone())).await?;
+    check!(again == id, "the id from before the restart became {again}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::load::dice;
 use crate::conformance::{
-    Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
+    Bytes, Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
     fixture::{LEASE, job},
     is_kind,
 };
@@ -21,8 +21,8 @@ pub(super) async fn config_option_fuzz(fixture: Fixture) -> Verdict {
     deliveries(&many).await?;
     retentions(&many).await?;
     subject.declare(QueueSettings::default()).await?;
-    leases(&subject).await?;
-    delays(&subject).await?;
+    leases(&fixture, &subject).await?;
+    delays(&fixture, &subject).await?;
     counts(&fixture, &subject).await?;
     words(&fixture, &subject).await?;
     overrides(&subject).await?;
@@ -113,18 +113,19 @@ async fn retentions(many: &Many<'_>) -> Verdict {
     Ok(())
 }
 
-async fn leases(subject: &Subject) -> Verdict {
+async fn leases(fixture: &Fixture, subject: &Subject) -> Verdict {
     let (driver, queue) = (&subject.driver, &subject.queue);
-    let too_long = [Limits::MAX_DELAY + MILLI, Duration::from_millis(u64::MAX)];
+    let longest = fixture.at_most("lease", Limits::MAX_DELAY);
+    let too_long = [longest + MILLI, Duration::from_millis(u64::MAX)];
     subject.enqueue(job()).await?;
     for lease in [Duration::ZERO, too_long[0], too_long[1]] {
         let claim = Claim { max: 1, wait: Duration::ZERO, lease, worker: String::new() };
         let answer = driver.claim(queue, claim).await;
         check!(is_kind(&answer, ErrorKind::Invalid), "a lease of {lease:?}: {answer:?}");
     }
-    let claimed = subject.next_for(Limits::MAX_DELAY).await?;
+    let claimed = subject.next_for(longest).await?;
     let length = claimed.lease_until.since(claimed.enqueued_at);
-    check!(length >= Limits::MAX_DELAY, "the longest lease lasts {length:?}");
+    check!(length >= longest, "the longest lease lasts {length:?}");
     for lease in [Duration::ZERO, too_long[0], too_long[1]] {
         let answer = driver.extend_one(queue, &claimed.receipt, lease).await;
         check!(is_kind(&answer, ErrorKind::Invalid), "an extension by {lease:?}: {answer:?}");
@@ -136,10 +137,10 @@ async fn leases(subject: &Subject) -> Verdict {
     subject.succeed(&again).await
 }
 
-async fn delays(subject: &Subject) -> Verdict {
+async fn delays(fixture: &Fixture, subject: &Subject) -> Verdict {
     let Some(delay) = subject.driver.capabilities().delay else { return Ok(()) };
     let (driver, queue) = (&subject.driver, &subject.queue);
-    let too_long = [Limits::MAX_DELAY + MILLI, Duration::from_millis(u64::MAX)];
+    let too_long = [fixture.at_most("delay", Limits::MAX_DELAY) + MILLI, Duration::from_millis(u64::MAX)];
     for delay in too_long {
         let answer = driver.enqueue_one(queue, job().with_delay(delay)).await;
         check!(is_kind(&answer, ErrorKind::Invalid), "a job delayed by {delay:?}: {answer:?}");
@@ -187,16 +188,20 @@ async fn words(fixture: &Fixture, subject: &Subject) -> Verdict {
         Ok::<_, Failed>(Some(Notify { address, context: "ü".repeat(context / 2) }))
     };
     let job_type = |length: usize| "t".repeat(length);
+    let most = |name, bytes| {
+        let Bytes(bytes) = fixture.at_most(name, Bytes(bytes));
+        bytes
+    };
     let longest = NewJob {
-        id: Some(JobId::new("i".repeat(Limits::JOB_ID))?),
-        job_type: job_type(Limits::JOB_TYPE),
-        headers: [("h".to_owned(), "v".repeat(Limits::HEADERS - 1))].into(),
-        notify: notify(Limits::CONTEXT)?,
+        id: Some(JobId::new("i".repeat(most("of id", Limits::JOB_ID)))?),
+        job_type: job_type(most("of type", Limits::JOB_TYPE)),
+        headers: [("h".to_owned(), "v".repeat(most("of headers", Limits::HEADERS) - 1))].into(),
+        notify: notify(most("of context", Limits::CONTEXT))?,
         ..job()
     };
     let content_type = |length: usize| format!("text/{}", "p".repeat(length - 5));
     let mut longest = longest;
-    longest.payload.content_type = content_type(Limits::CONTENT_TYPE);
+    longest.payload.content_type = content_type(most("of content type", Limits::CONTENT_TYPE));
     subject.enqueue(longest.clone()).await?;
     let claimed = subject.next().await?;
     check_eq!(Some(&claimed.id), longest.id.as_ref(), "the longest id");
@@ -253,7 +258,7 @@ async fn any_settings(many: &Many<'_>) -> Verdict {
     let pick = |roll: u64| NUMBERS[usize::try_from(dice(roll) % 6).unwrap_or(0)];
     let subject = Subject { driver: many.driver.clone(), queue: many.fixture.queue_name("any")? };
     subject.declare(QueueSettings::default()).await?;
-    for round in 0..60 {
+    for round in 0..many.fixture.over("mixtures of settings", 60_u64) {
         let settings = QueueSettings {
             max_depth: pick(round * 7 + 1),
             max_deliveries: u32::try_from(pick(round * 7 + 2)).unwrap_or(u32::MAX),

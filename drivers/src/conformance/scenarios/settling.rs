@@ -1,6 +1,6 @@
 //! What settles do.
 
-use crate::conformance::{Fixture, Verdict, check, check_eq, fixture::job, is_kind};
+use crate::conformance::{Bytes, Fixture, Verdict, check, check_eq, fixture::job, is_kind};
 use crate::{Claimed, DeadReason, DriverExt, ErrorKind, Failure, JobState, Limits, Outcome, Payload, Settle};
 use std::time::Duration;
 
@@ -47,11 +47,12 @@ pub(super) async fn release_keeps_attempt(fixture: Fixture) -> Verdict {
 pub(super) async fn poison_message_max_retry(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let id = subject.enqueue(job()).await?;
-    for attempt in 1..=3_u32 {
+    let most = fixture.at_most("attempts", 3_u32);
+    for attempt in 1..=most {
         let claimed = subject.next().await?;
         check_eq!(claimed.attempt, attempt, "the attempt");
         let failure = Failure::new("HandlerError", format!("failed {attempt}"));
-        let settle = if attempt < 3 {
+        let settle = if attempt < most {
             Settle::Retry { delay: Duration::ZERO, failure }
         } else {
             Settle::Bury { reason: DeadReason::Exhausted, failure }
@@ -62,7 +63,7 @@ pub(super) async fn poison_message_max_retry(fixture: Fixture) -> Verdict {
     let Some(record) = subject.record(&id).await? else {
         return Err(crate::conformance::Failed("a dead job is not known".into()));
     };
-    check_eq!((record.state, record.attempts), (JobState::Dead, 3), "state and attempts");
+    check_eq!((record.state, record.attempts), (JobState::Dead, most), "state and attempts");
     let expected =
         Outcome::Dead { reason: DeadReason::Exhausted, failure: Failure::new("HandlerError", "failed 3") };
     check_eq!(record.outcome, Some(expected), "the outcome");
@@ -108,7 +109,7 @@ pub(super) async fn redrive_of_a_workflow_job_is_refused(fixture: Fixture) -> Ve
 
 pub(super) async fn result_large(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    let limit = subject.driver.capabilities().limits.max_result;
+    let Bytes(limit) = fixture.at_most("of result", Bytes(subject.driver.capabilities().limits.max_result));
     let sizes = [0, 1, Limits::INLINE_RESULT, Limits::INLINE_RESULT + 1, limit - 1, limit];
     let mut ids = Vec::new();
     for size in sizes {

@@ -35,6 +35,8 @@ pub(super) async fn soak_broker_faults(fixture: Fixture) -> Verdict {
     let proxy = fixture.proxy().await?;
     let since = Instant::now();
     let mut faults = 0;
+    fixture.over("jobs", rounds() * ROUND);
+    fixture.at_least("faults", Fault::ALL.len());
     for number in 0..rounds() {
         faults += round(&fixture, &proxy, number).await?;
     }

@@ -33,19 +33,19 @@ pub(super) async fn unique_queue_scope(fixture: Fixture) -> Verdict {
 }
 
 pub(super) async fn unique_across_handles(fixture: Fixture) -> Verdict {
-    const HANDLES: usize = 8;
+    let (handles_at_once, ids) = (fixture.over("handles at once", 8_usize), fixture.over("ids", 20_usize));
     let subject = fixture.subject().await?;
     let mut handles = Vec::new();
-    for _ in 0..HANDLES {
+    for _ in 0..handles_at_once {
         handles.push(subject.beside(&fixture).await?);
     }
-    for round in 0..20 {
+    for round in 0..ids {
         let id = JobId::new(format!("round-{round}"))?;
         let answers = try_join_all(handles.iter().map(|handle| send(handle, &id))).await?;
         let created = answers.iter().filter(|answer| matches!(answer, Enqueued::Created { .. })).count();
-        check_eq!(created, 1, "handles of {HANDLES} that were told the job was new");
+        check_eq!(created, 1, "handles of {handles_at_once} that were told the job was new");
     }
-    check_eq!(subject.claim_for(100, LEASE, Duration::ZERO).await?.len(), 20, "jobs in the queue");
+    check_eq!(subject.claim_for(100, LEASE, Duration::ZERO).await?.len(), ids, "jobs in the queue");
     Ok(())
 }
 

@@ -7,12 +7,14 @@
 use super::process::{Process, free_port};
 use crate::{
     Driver, DynDriver, Error, ErrorKind, Result,
-    conformance::{Backend, Broker},
+    conformance::{Backend, Broker, backends::credential},
+    policy::Via,
     postgres::{Postgres, PostgresConfig},
 };
 use async_trait::async_trait;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -170,31 +172,20 @@ fn children(parent: u32) -> Vec<Pid> {
     processes.filter_map(of_parent).collect()
 }
 
+/// Whether a process still runs: one that has ended and that nobody has waited for is a zombie, and holds nothing.
+fn lives(process: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid()));
+    status.is_ok_and(|status| {
+        let state = status.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+        !matches!(state, None | Some("Z" | "X"))
+    })
+}
+
 fn signal(processes: &[Pid], signal: Signal) {
     for process in processes {
         // One that has ended is as good.
         let _ = kill_process(*process, signal);
     }
-}
-
-/// Starts a process on a thread that lasts as long as this process: a child that wishes to die with its parent dies with
-/// the thread that made it, and tests come and go.
-async fn start_process(program: PathBuf, arguments: Vec<String>, log: PathBuf) -> Result<Process> {
-    type Work = Box<dyn FnOnce() + Send>;
-    static WORK: OnceLock<std::sync::mpsc::Sender<Work>> = OnceLock::new();
-    let work = WORK.get_or_init(|| {
-        let (work, list) = std::sync::mpsc::channel::<Work>();
-        std::thread::spawn(move || list.into_iter().for_each(|work| work()));
-        work
-    });
-    let (done, started) = tokio::sync::oneshot::channel();
-    let start = move || {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        // Whoever went away leaves a process that is dropped here, and so killed.
-        drop(done.send(Process::start("postgres", &program, &arguments, &log)));
-    };
-    work.send(Box::new(start)).map_err(|error| failed("it can't be started", error))?;
-    started.await.map_err(|error| failed("it can't be started", error))?
 }
 
 /// A server of PostgreSQL.
@@ -262,7 +253,8 @@ impl Server {
         let arguments = ["--pdeathsig", "KILL", "--", &postgres, "-D", &data];
         let (program, arguments) = unprivileged(Path::new("setpriv"), &arguments)?;
         let log = self.directory.join("log");
-        *self.process.lock().await = Some(start_process(program, arguments, log).await?);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        *self.process.lock().await = Some(Process::start("postgres", &program, &arguments, &log)?);
         self.answers().await
     }
 
@@ -305,8 +297,7 @@ impl Server {
             process.kill();
             let deadline = Instant::now() + STARTS;
             // A new one must not meet an old one at its data.
-            while children.iter().any(|child| test_kill_process(*child).is_ok()) && Instant::now() < deadline
-            {
+            while children.iter().any(|child| lives(*child)) && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -416,14 +407,24 @@ enum Use {
     Alone,
 }
 
+fn one_address() -> Error {
+    Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
+}
+
 /// A schema on a server.
-#[derive(Debug)]
 struct PostgresBroker {
     /// `None` for a server of somebody else.
     server: Option<Arc<Server>>,
+    url: String,
     config: PostgresConfig,
     users: Mutex<Use>,
     handles: Mutex<Vec<Arc<Postgres>>>,
+}
+
+impl fmt::Debug for PostgresBroker {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("PostgresBroker").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl PostgresBroker {
@@ -433,7 +434,8 @@ impl PostgresBroker {
         config.listen = listen;
         config.schema =
             format!("conformance_{}_{}", std::process::id(), SCHEMAS.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { server, config, users: Mutex::new(users), handles: Mutex::default() })
+        let url = url.to_owned();
+        Ok(Self { server, url, config, users: Mutex::new(users), handles: Mutex::default() })
     }
 
     /// The server, once nobody else uses it.
@@ -449,6 +451,17 @@ impl PostgresBroker {
             *users = Use::Exclusive { _guard: lock.write_owned().await };
         }
         Ok(server)
+    }
+
+    /// What leads to it by way of another address.
+    fn config_at(&self, address: SocketAddr) -> Result<PostgresConfig> {
+        let server = self.server.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
+        })?;
+        let mut config = PostgresConfig::new(&server.url(address))?;
+        config.listen = self.config.listen;
+        config.schema.clone_from(&self.config.schema);
+        Ok(config)
     }
 
     async fn keep(&self, config: PostgresConfig) -> Result<DynDriver> {
@@ -473,15 +486,29 @@ impl Broker for PostgresBroker {
     }
 
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
-        let server = self.server.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("the server that {URL} names has one address"))
-        })?;
-        let mut config = PostgresConfig::new(&server.url(address))?;
+        let mut config = self.config_at(address)?;
         // Scenarios break the way there; a call takes two attempts to connect and two answers at most.
         (config.connects, config.answers) = (Duration::from_secs(1), Duration::from_millis(1500));
-        config.listen = self.config.listen;
-        config.schema.clone_from(&self.config.schema);
         self.keep(config).await
+    }
+
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        let url = match (&self.server, proxy) {
+            (_, None) => self.url.clone(),
+            (Some(server), Some(proxy)) => server.url(proxy),
+            (None, Some(_)) => return Err(one_address()),
+        };
+        let url_file = credential(directory, "broker-url", &url)?;
+        let (schema, listen) = (self.config.schema.clone(), self.config.listen);
+        Ok(Via::Postgres { url_file, ca_file: None, schema, listen })
+    }
+
+    fn files(&self) -> Option<PathBuf> {
+        self.server.as_ref().map(|server| server.directory.clone())
+    }
+
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        self.keep(self.config_at(address)?).await
     }
 
     fn address(&self) -> Option<SocketAddr> {

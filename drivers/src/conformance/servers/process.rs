@@ -4,10 +4,14 @@ use crate::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::{File, create_dir_all, remove_dir_all},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -46,15 +50,31 @@ impl Drop for Directory {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago.
+/// Ports that servers are given: below those that the kernel gives to outgoing connections, one of which could otherwise
+/// take the port of a server that is about to come back.
+const PORTS: std::ops::Range<u16> = 11_000..20_000;
+
+/// A port of the loopback interface that was free a moment ago and that no other server of this process was given, so that
+/// it stays free while its server is down.
 ///
 /// # Errors
 /// `Unavailable` when there is none.
 pub fn free_port() -> Result<u16> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    let address: SocketAddr =
-        bound.map_err(|error| Error::unavailable(format!("no port of this machine: {error}")))?;
-    Ok(address.port())
+    static GIVEN: AtomicU64 = AtomicU64::new(0);
+    let count = u64::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        // Others run the same tests at the same time: they begin elsewhere.
+        let number = u64::from(std::process::id()) * 97 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + u16::try_from(number % count).unwrap_or_default();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::unavailable(format!(
+        "no port of this machine from {} to {} is free",
+        PORTS.start,
+        PORTS.end - 1
+    )))
 }
 
 /// A server that runs, in a process group of its own. Dropping it kills the group.
@@ -78,17 +98,10 @@ impl Process {
         let out = File::options().create(true).append(true).open(log).map_err(failed)?;
         let errors = out.try_clone().map_err(failed)?;
         // The parent's death is told by a signal that only the child can ask for; setpriv does, without unsafe code here.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(errors)
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        Ok(Self { name, child })
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.stdin(Stdio::null()).stdout(out).stderr(errors).process_group(0);
+        Ok(Self { name, child: spawn(command).map_err(failed)? })
     }
 
     /// The process.
@@ -103,6 +116,14 @@ impl Process {
     fn signal(&self, signal: Signal) -> Result<()> {
         let gone = || Error::unavailable(format!("{} does not run", self.name));
         kill_process_group(self.group().ok_or_else(gone)?, signal).map_err(|_| gone())
+    }
+
+    /// Asks it to end (SIGTERM), and doesn't wait.
+    ///
+    /// # Errors
+    /// `Unavailable` when it doesn't run.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
     }
 
     /// Stops all of it where it stands (SIGSTOP).
@@ -151,6 +172,31 @@ impl Process {
     pub fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
     }
+
+    /// How it ended, if it did.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+}
+
+/// Starts a process on a thread that lasts as long as this process: a child that wishes to die with its parent dies with
+/// the thread that made it, and tests come and go.
+fn spawn(command: Command) -> std::io::Result<Child> {
+    type Work = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static STARTER: OnceLock<mpsc::Sender<Work>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (starter, list) = mpsc::channel::<Work>();
+        std::thread::spawn(move || {
+            for (mut command, done) in list {
+                // Whoever asked waits for it.
+                drop(done.send(command.spawn()));
+            }
+        });
+        starter
+    });
+    let (done, started) = mpsc::channel();
+    starter.send((command, done)).map_err(std::io::Error::other)?;
+    started.recv().map_err(std::io::Error::other)?
 }
 
 impl Drop for Process {
@@ -186,6 +232,36 @@ mod tests {
         process.thaw().unwrap();
         process.end(Signal::TERM);
         assert!(process.has_ended());
+    }
+
+    #[test]
+    fn a_process_that_is_told_to_end_says_how() {
+        let directory = Directory::new("process-test").unwrap();
+        let mut process = sleeper(&directory);
+        process.terminate().unwrap();
+        while !process.has_ended() {
+            std::thread::yield_now();
+        }
+        assert!(process.status().is_some_and(|status| !status.success()));
+    }
+
+    #[test]
+    fn a_server_outlives_the_thread_that_asked_for_it() {
+        let directory = Directory::new("process-test").unwrap();
+        let mut process = std::thread::scope(|scope| scope.spawn(|| sleeper(&directory)).join().unwrap());
+        // The death of its parent would be told at once.
+        for _ in 0..100 {
+            std::thread::yield_now();
+            assert!(!process.has_ended());
+        }
+    }
+
+    #[test]
+    fn ports_are_given_once_and_not_by_the_kernel() {
+        let ports: Vec<_> = (0..20).map(|_| free_port().unwrap()).collect();
+        let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert_eq!(distinct.len(), ports.len(), "{ports:?}");
+        assert!(ports.iter().all(|port| PORTS.contains(port)), "{ports:?}");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::process::{Directory, Process, free_port};
 use crate::{
     DynDriver, Error, ErrorKind, Result,
-    conformance::{Backend, Broker},
+    conformance::{Backend, Broker, backends::credential},
+    policy::Via,
     redis::{Redis, RedisConfig},
 };
 use async_trait::async_trait;
@@ -73,6 +74,13 @@ impl Broker for Named {
         connect(RedisConfig::new(&self.0)?)
     }
 
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        if proxy.is_some() {
+            return Err(unsupported("a way there that can be broken"));
+        }
+        via(&self.0, directory)
+    }
+
     async fn restart(&self) -> Result<()> {
         Err(unsupported("a restart"))
     }
@@ -93,11 +101,21 @@ impl Broker for Share {
         self.0.0.handle().await
     }
 
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        self.0.0.via(proxy, directory)
+    }
+
     async fn restart(&self) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, "a restart: others use the same server"))
     }
 
     async fn stop(&self) {}
+}
+
+/// What a process is told, and the file that it reads.
+fn via(url: &str, directory: &Path) -> Result<Via> {
+    let prefix = RedisConfig::new(url)?.prefix;
+    Ok(Via::Redis { url_file: credential(directory, "broker-url", url)?, ca_file: None, prefix })
 }
 
 fn connect(config: RedisConfig) -> Result<DynDriver> {
@@ -193,6 +211,21 @@ impl Broker for RedisBroker {
         let mut config = RedisConfig::new(&format!("redis://{address}"))?;
         (config.connects, config.answers) = (patience, patience);
         connect(config)
+    }
+
+    fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
+        match proxy {
+            Some(proxy) => via(&format!("redis://{proxy}"), directory),
+            None => via(&self.url(), directory),
+        }
+    }
+
+    fn files(&self) -> Option<PathBuf> {
+        Some(self.directory.path().to_owned())
+    }
+
+    async fn patient_handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
+        connect(RedisConfig::new(&format!("redis://{address}"))?)
     }
 
     fn address(&self) -> Option<SocketAddr> {

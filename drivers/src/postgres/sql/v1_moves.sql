@@ -31,6 +31,52 @@ BEGIN
         ON CONFLICT (queue, key) DO UPDATE SET first = lines.first;
 END $$;
 
+-- Takes lines like that, but of several leaves those out that somebody else holds: an open transaction of a producer keeps
+-- up nothing but its own keys. Answers these. A line that was made in a transaction that is still open shows only by
+-- how long it takes to make it here.
+CREATE FUNCTION @schema@.try_open_lines(p_queue bigint, p_keys text[]) RETURNS text[] LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_keys text[];
+    v_free text[];
+    v_busy text[];
+    v_key text;
+    v_misses int := 0;
+BEGIN
+    SELECT array_agg(k.key ORDER BY k.key) INTO v_keys FROM (SELECT DISTINCT unnest(p_keys) COLLATE "C" AS key) k;
+    IF cardinality(v_keys) = 1 THEN
+        PERFORM @schema@.open_lines(p_queue, v_keys);
+        RETURN '{}';
+    END IF;
+    SELECT coalesce(array_agg(l.key), '{}') INTO v_free FROM (
+        SELECT key FROM @schema@.lines WHERE queue = p_queue AND key = ANY (v_keys) ORDER BY key FOR UPDATE SKIP LOCKED) l;
+    SELECT coalesce(array_agg(l.key), '{}') INTO v_busy FROM @schema@.lines l
+        WHERE l.queue = p_queue AND l.key = ANY (v_keys) AND l.key <> ALL (v_free);
+    SELECT array_agg(k ORDER BY k) INTO v_keys FROM unnest(v_keys) AS k WHERE k <> ALL (v_free) AND k <> ALL (v_busy);
+    IF v_keys IS NULL THEN
+        RETURN v_busy;
+    END IF;
+    PERFORM set_config('lock_timeout', '50ms', true);
+    BEGIN
+        PERFORM @schema@.open_lines(p_queue, v_keys);
+    EXCEPTION WHEN lock_not_available THEN
+        FOREACH v_key IN ARRAY v_keys LOOP
+            IF v_misses >= 6 THEN
+                v_busy := v_busy || v_key;
+                CONTINUE;
+            END IF;
+            BEGIN
+                PERFORM @schema@.open_lines(p_queue, ARRAY[v_key]);
+            EXCEPTION WHEN lock_not_available THEN
+                v_busy := v_busy || v_key;
+                v_misses := v_misses + 1;
+            END;
+        END LOOP;
+    END;
+    PERFORM set_config('lock_timeout', '500ms', true);
+    RETURN v_busy;
+END $$;
+
 -- Removes lines that nobody stands in.
 CREATE FUNCTION @schema@.close_lines(p_queue bigint, p_keys text[]) RETURNS void LANGUAGE plpgsql
 AS $$
@@ -43,6 +89,24 @@ CREATE FUNCTION @schema@.lock_lines(p_queue bigint, p_keys text[]) RETURNS void 
 AS $$
 BEGIN
     PERFORM FROM @schema@.lines WHERE queue = p_queue AND key = ANY (p_keys) ORDER BY key FOR UPDATE;
+END $$;
+
+-- Takes the lines of `p_keys` that there are, but of several leaves those out that somebody else holds. Answers these.
+CREATE FUNCTION @schema@.try_lock_lines(p_queue bigint, p_keys text[]) RETURNS text[] LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_free text[];
+    v_busy text[];
+BEGIN
+    IF (SELECT count(DISTINCT k) FROM unnest(p_keys) AS k) <= 1 THEN
+        PERFORM @schema@.lock_lines(p_queue, p_keys);
+        RETURN '{}';
+    END IF;
+    SELECT coalesce(array_agg(l.key), '{}') INTO v_free FROM (
+        SELECT key FROM @schema@.lines WHERE queue = p_queue AND key = ANY (p_keys) ORDER BY key FOR UPDATE SKIP LOCKED) l;
+    SELECT coalesce(array_agg(l.key), '{}') INTO v_busy FROM @schema@.lines l
+        WHERE l.queue = p_queue AND l.key = ANY (p_keys) AND l.key <> ALL (v_free);
+    RETURN v_busy;
 END $$;
 
 -- Jobs left their lines, which the caller holds: where one was the first, the next one's turn has come. Answers whether
@@ -165,8 +229,9 @@ AS $$
     ORDER BY s.ord
 $$;
 
--- Adds jobs. Answers one row with `code` 0 that tells how many wait now, at most, and one row for each job that was not
--- added: 1 known (or, where `same` isn't true, known as another one), 2 known from a completion, 3 full, 4 it has a key.
+-- Adds jobs. Answers one row with `code` 0 that tells how many were added (`ord`) and how many wait now, at most, and one
+-- row for each job that was not added: 1 known (or, where `same` isn't true, known as another one), 2 known from a
+-- completion, 3 full, 4 it has a key, 5 somebody else holds its key at this moment.
 -- `p_chosen` tells whether producers chose ids, `p_keyed` whether there are keys, `p_check` whether the depth has to be
 -- looked at.
 CREATE FUNCTION @schema@.enqueue_batch(
@@ -191,6 +256,10 @@ DECLARE
     v_full bigint[] := '{}';
     v_left bigint[] := '{}';
     v_bad bigint[] := '{}';
+    v_busy text[] := '{}';
+    v_wait bigint[] := '{}';
+    v_told bigint := 0;
+    v_rows bigint;
 BEGIN
     IF p_check THEN
         v_depth := @schema@.depth(q.id);
@@ -245,9 +314,13 @@ BEGIN
             INTO v_ready, v_scheduled, v_added FROM added i;
     ELSE
         IF q.fifo THEN
-            PERFORM @schema@.open_lines(q.id, (SELECT array_agg(coalesce(k, '')) FROM unnest(p_key) AS k));
+            v_busy := @schema@.try_open_lines(q.id, (SELECT array_agg(coalesce(k, '')) FROM unnest(p_key) AS k));
         END IF;
         FOR i IN 1 .. n LOOP
+            IF coalesce(p_key[i], '') = ANY (v_busy) THEN
+                v_wait := v_wait || i::bigint;
+                CONTINUE;
+            END IF;
             v_code := @schema@.add_one(q, v_now,
                 coalesce(q.max_depth - v_depth - v_ready - v_scheduled - v_blocked, 1), p_id[i], p_type[i], p_key[i],
                 p_content_type[i], p_payload[i], p_delay[i], p_headers[i], p_max_attempts[i], p_timeout[i],
@@ -266,23 +339,29 @@ BEGIN
             END IF;
         END LOOP;
         IF q.fifo THEN
-            PERFORM @schema@.close_lines(q.id, (SELECT array_agg(coalesce(k, '')) FROM unnest(p_key) AS k));
+            PERFORM @schema@.close_lines(q.id, (
+                SELECT array_agg(coalesce(k, '')) FROM unnest(p_key) AS k WHERE coalesce(k, '') <> ALL (v_busy)));
         END IF;
     END IF;
     IF v_ready + v_scheduled + v_blocked > 0 THEN
         INSERT INTO @schema@.deltas (queue, ready, scheduled, blocked) VALUES (q.id, v_ready, v_scheduled, v_blocked);
     END IF;
-    code := 0; ord := 0; depth := v_depth + v_ready + v_scheduled + v_blocked; max_depth := q.max_depth; fifo := q.fifo;
+    code := 0; ord := v_ready + v_scheduled + v_blocked; depth := v_depth + ord; max_depth := q.max_depth;
+    fifo := q.fifo;
     RETURN NEXT;
     IF v_ready + v_scheduled + v_blocked < n THEN
-        RETURN QUERY SELECT CASE WHEN f = ANY (v_full) THEN 3 ELSE 4 END, f, NULL::bigint, NULL::bigint, NULL::boolean,
-            NULL::boolean, NULL::text, NULL::smallint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bytea,
-            NULL::bigint FROM unnest(v_full || v_bad) AS f;
-        RETURN QUERY SELECT 2, l, NULL::bigint, NULL::bigint, NULL::boolean, true,
-            (SELECT c.outcome FROM @schema@.completions c WHERE c.queue = q.name AND c.job = p_id[l] ORDER BY c.id DESC
-                LIMIT 1),
-            NULL::smallint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::bytea, NULL::bigint
-            FROM unnest(v_left) AS l;
+        v_told := ord + cardinality(v_full) + cardinality(v_bad) + cardinality(v_wait);
+        RETURN QUERY SELECT CASE WHEN f = ANY (v_full) THEN 3 WHEN f = ANY (v_bad) THEN 4 ELSE 5 END, f,
+            NULL::bigint, NULL::bigint, NULL::boolean, NULL::boolean, NULL::text, NULL::smallint, NULL::text, NULL::text,
+            NULL::text, NULL::text, NULL::bytea, NULL::bigint
+            FROM unnest(v_full || v_bad || v_wait) AS f;
+        RETURN QUERY SELECT 2, l, NULL::bigint, NULL::bigint, NULL::boolean, true, o.outcome, NULL::smallint, NULL::text,
+            NULL::text, NULL::text, NULL::text, NULL::bytea, NULL::bigint
+            FROM unnest(v_left) AS l, LATERAL (
+                SELECT c.outcome FROM @schema@.completions c WHERE c.queue = q.name AND c.job = p_id[l]
+                ORDER BY c.id DESC LIMIT 1) o;
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        v_told := v_told + v_rows;
         RETURN QUERY SELECT 1, u.ord, NULL::bigint, NULL::bigint, NULL::boolean,
             j.type = p_type[u.ord] AND j.payload = p_payload[u.ord]
                 AND j.content_type IS NOT DISTINCT FROM p_content_type[u.ord],
@@ -291,80 +370,11 @@ BEGIN
             FROM unnest(p_id) WITH ORDINALITY AS u(id, ord)
             JOIN @schema@.jobs j ON j.queue = q.id AND j.id = u.id
             CROSS JOIN LATERAL @schema@.describe(ARRAY[j.seq], v_now) d
-            WHERE u.ord <> ALL (v_added || v_left || v_full || v_bad);
+            WHERE u.ord <> ALL (v_added || v_left || v_full || v_bad || v_wait);
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        -- What made a job known may go before it is looked at here: then it is to be added after all.
+        IF v_told + v_rows < n THEN
+            RAISE EXCEPTION 'a job was forgotten just now' USING ERRCODE = '40001';
+        END IF;
     END IF;
 END $$;
-
--- Adds one job in the caller's own transaction: it is there if that commits, and only then. Answers its id, the one
--- given or a new one; an id that is known adds nothing. `payload` is JSON; `enqueue_bytes` takes anything else.
-CREATE FUNCTION @schema@.enqueue_bytes(
-    queue text, type text, payload bytea, content_type text, id text DEFAULT NULL, delay interval DEFAULT '0',
-    ordering_key text DEFAULT NULL, headers jsonb DEFAULT NULL, max_attempts int DEFAULT NULL,
-    timeout interval DEFAULT NULL
-) RETURNS text LANGUAGE plpgsql @hot@
-AS $$
-#variable_conflict use_variable
-DECLARE
-    q @schema@.queues := @schema@.find(queue);
-    v_now bigint := @schema@.now_ms();
-    v_id text := coalesce(id, gen_random_uuid()::text);
-    v_delay bigint := ceil(extract(epoch FROM coalesce(delay, '0')) * 1000);
-    v_timeout bigint := floor(extract(epoch FROM timeout) * 1000);
-    v_depth bigint := @schema@.depth(q.id);
-    v_code int;
-BEGIN
-    IF v_id !~ '^[A-Za-z0-9._:-]{1,200}$' THEN
-        RAISE EXCEPTION 'id must be 1 to 200 letters, digits, dots, dashes, underscores and colons'
-            USING ERRCODE = 'LS400';
-    ELSIF type IS NULL OR type !~ '^[!-~]{1,128}$' OR type ~ '["\\]' THEN
-        RAISE EXCEPTION 'type must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes'
-            USING ERRCODE = 'LS400';
-    ELSIF ordering_key !~ '^[!-~]{1,128}$' OR ordering_key ~ '["\\]' THEN
-        RAISE EXCEPTION 'ordering_key must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes'
-            USING ERRCODE = 'LS400';
-    ELSIF ordering_key IS NOT NULL AND NOT q.fifo THEN
-        RAISE EXCEPTION 'ordering_key needs a queue whose ordering is Fifo' USING ERRCODE = 'LS400';
-    ELSIF payload IS NULL OR octet_length(payload) > 1048576 THEN
-        RAISE EXCEPTION 'payload must be there and take 1 MiB at most' USING ERRCODE = 'LS400';
-    ELSIF content_type !~ '^[ -~]{1,128}$' THEN
-        RAISE EXCEPTION 'content_type is no media type' USING ERRCODE = 'LS400';
-    ELSIF v_delay < 0 OR v_delay > 31622400000 THEN
-        RAISE EXCEPTION 'delay must be from 0 to 366 days' USING ERRCODE = 'LS400';
-    ELSIF max_attempts < 1 OR v_timeout < 1 THEN
-        RAISE EXCEPTION 'max_attempts and timeout must be at least 1 and 1 ms' USING ERRCODE = 'LS400';
-    ELSIF headers IS NOT NULL AND (jsonb_typeof(headers) <> 'object' OR octet_length(headers::text) > 8192 OR EXISTS (
-        SELECT FROM jsonb_each(CASE WHEN jsonb_typeof(headers) = 'object' THEN headers ELSE '{}' END) AS h
-        WHERE h.key !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' OR jsonb_typeof(h.value) <> 'string'
-            OR h.value #>> '{}' !~ '^[ -~]*$'
-    )) THEN
-        RAISE EXCEPTION 'headers must be an object of names and texts of 8 KiB at most' USING ERRCODE = 'LS400';
-    END IF;
-    -- Nobody waits here for others who fill the queue: their transactions may be long.
-    v_code := @schema@.add_one(q, v_now, q.max_depth - v_depth, v_id, type, ordering_key,
-        nullif(content_type, 'application/json'), payload, CASE WHEN v_delay = 0 THEN 0 ELSE v_delay + 1 END,
-        headers::text, max_attempts, v_timeout, NULL, NULL);
-    IF v_code = -3 THEN
-        RAISE EXCEPTION 'queue % has its maximum of % waiting jobs', queue, q.max_depth USING ERRCODE = 'LS429';
-    ELSIF v_code = -1 AND NOT EXISTS (
-        SELECT FROM @schema@.jobs j WHERE j.queue = q.id AND j.id = v_id AND j.type = enqueue_bytes.type
-            AND j.payload = enqueue_bytes.payload
-            AND coalesce(j.content_type, 'application/json') = coalesce(enqueue_bytes.content_type, 'application/json')
-    ) THEN
-        RAISE EXCEPTION 'job % is known with another type or payload', v_id USING ERRCODE = 'LS409';
-    ELSIF v_code >= 0 THEN
-        INSERT INTO @schema@.deltas (queue, ready, scheduled, blocked)
-            VALUES (q.id, (v_code = 0)::int, (v_code = 1)::int, (v_code = 3)::int);
-        -- Within a transaction equal notifications become one.
-        PERFORM pg_notify('@schema@', '-:q:' || q.name);
-    END IF;
-    RETURN v_id;
-END $$;
-
-CREATE FUNCTION @schema@.enqueue(
-    queue text, type text, payload jsonb, id text DEFAULT NULL, delay interval DEFAULT '0',
-    ordering_key text DEFAULT NULL, headers jsonb DEFAULT NULL, max_attempts int DEFAULT NULL,
-    timeout interval DEFAULT NULL
-) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT @schema@.enqueue_bytes($1, $2, convert_to($3::text, 'UTF8'), 'application/json', $4, $5, $6, $7, $8, $9)
-$$;

@@ -33,92 +33,6 @@ BEGIN
     RETURN CASE WHEN q.paused AND NOT p_paused THEN 'resumed' ELSE 'updated' END;
 END $$;
 
--- Removes jobs whatever their state; those that weren't over leave a completion. The caller holds their lines. Answers
--- whom completions were written to.
-CREATE FUNCTION @schema@.erase(q @schema@.queues, p_seqs bigint[], p_now bigint) RETURNS text[] LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_told text[];
-    v_seqs bigint[];
-    v_keys text[];
-BEGIN
-    WITH waited AS (
-        DELETE FROM @schema@.waiting w WHERE w.seq = ANY (p_seqs) RETURNING w.seq, w.state, w.notify, w.key
-    ), ran AS (
-        DELETE FROM @schema@.active a WHERE a.seq = ANY (p_seqs) RETURNING a.seq, 4::smallint AS state, a.notify, a.key
-    ), ended AS (
-        DELETE FROM @schema@.finished f WHERE f.seq = ANY (p_seqs) RETURNING f.seq, f.state, false AS notify, f.key
-    ), gone AS MATERIALIZED (
-        SELECT * FROM waited UNION ALL SELECT * FROM ran UNION ALL SELECT * FROM ended
-    ), completions AS (
-        INSERT INTO @schema@.completions (job_seq, settled_at, address, queue, job, outcome, context)
-        SELECT g.seq, p_now, j.notify_address, q.name, j.id, '"purged"', j.notify_context
-        FROM gone g JOIN @schema@.jobs j ON j.seq = g.seq WHERE g.notify AND j.notify_address IS NOT NULL ORDER BY g.seq
-        RETURNING address
-    ), bodies AS (
-        DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = g.seq
-    ), counted AS (
-        INSERT INTO @schema@.deltas (queue, ready, scheduled, retrying, blocked, active, dead)
-        SELECT q.id, -count(*) FILTER (WHERE state = 0), -count(*) FILTER (WHERE state = 1),
-            -count(*) FILTER (WHERE state = 2), -count(*) FILTER (WHERE state = 3), -count(*) FILTER (WHERE state = 4),
-            -count(*) FILTER (WHERE state = 6) FROM gone HAVING count(*) > 0
-    )
-    SELECT (SELECT array_agg(DISTINCT c.address) FROM completions c), array_agg(g.seq) FILTER (WHERE g.state < 5),
-        array_agg(g.key) FILTER (WHERE g.state < 5)
-        INTO v_told, v_seqs, v_keys FROM gone g;
-    IF q.fifo AND v_seqs IS NOT NULL THEN
-        PERFORM @schema@.advance(q.id, v_seqs, v_keys, p_now);
-    END IF;
-    RETURN v_told;
-END $$;
-
--- Does a bounded part of a queue's deletion: its name is free at once, its jobs go bit by bit. `more` tells whether some
--- are left; `verdict` is 'owned' when it belongs to somebody else, then nothing was done.
-CREATE FUNCTION @schema@.delete_queue(
-    p_name text, p_installation text, p_uid text, OUT verdict text, OUT more boolean, OUT told text[]
-) LANGUAGE plpgsql @hot@
-AS $$
-DECLARE
-    q @schema@.queues;
-    v_now bigint := @schema@.now_ms();
-    v_seqs bigint[];
-BEGIN
-    verdict := 'deleted';
-    more := false;
-    SELECT * INTO q FROM @schema@.queues WHERE name = p_name AND deleted_at IS NULL FOR UPDATE;
-    IF FOUND THEN
-        IF (q.installation, q.uid) <> (p_installation, p_uid) THEN
-            verdict := 'owned';
-            RETURN;
-        END IF;
-        UPDATE @schema@.queues SET deleted_at = v_now WHERE id = q.id;
-    END IF;
-    FOR q IN SELECT * FROM @schema@.queues WHERE name = p_name AND deleted_at IS NOT NULL LOOP
-        -- Lines don't matter any more: nobody can claim here.
-        q.fifo := false;
-        SELECT array_agg(j.seq) INTO v_seqs FROM (
-            SELECT seq FROM @schema@.jobs WHERE queue = q.id ORDER BY id LIMIT 1000 FOR UPDATE) j;
-        IF v_seqs IS NULL THEN
-            DELETE FROM @schema@.deltas WHERE queue = q.id;
-            DELETE FROM @schema@.lines WHERE queue = q.id;
-            DELETE FROM @schema@.queues WHERE id = q.id AND q.deleted_at < v_now - 3600000;
-        ELSE
-            told := told || @schema@.erase(q, v_seqs, v_now);
-            more := true;
-            RETURN;
-        END IF;
-    END LOOP;
-END $$;
-
--- Names of queues whose deletion isn't over.
-CREATE FUNCTION @schema@.deleted_queues() RETURNS TABLE (name text) LANGUAGE plpgsql @hot@
-AS $$
-BEGIN
-    RETURN QUERY SELECT DISTINCT q.name FROM @schema@.queues q WHERE q.deleted_at IS NOT NULL
-        AND (q.deleted_at < @schema@.now_ms() - 3600000 OR EXISTS (SELECT FROM @schema@.jobs j WHERE j.queue = q.id))
-        LIMIT 16;
-END $$;
-
 CREATE FUNCTION @schema@.stats(
     p_queue text, OUT ready bigint, OUT scheduled bigint, OUT retrying bigint, OUT blocked bigint, OUT active bigint,
     OUT dead bigint, OUT oldest_ready_at bigint, OUT next_due_at bigint, OUT parked bigint,
@@ -216,14 +130,11 @@ CREATE FUNCTION @schema@.inspect(p_queue text, p_id text) RETURNS TABLE (
 ) LANGUAGE plpgsql @hot@
 AS $$
 #variable_conflict use_column
-DECLARE
-    q @schema@.queues := @schema@.find(p_queue);
-    v_seq bigint;
+DECLARE q @schema@.queues := @schema@.find(p_queue);
 BEGIN
-    SELECT seq INTO v_seq FROM @schema@.jobs WHERE queue = q.id AND id = p_id;
-    IF FOUND THEN
-        RETURN QUERY SELECT * FROM @schema@.describe(ARRAY[v_seq], @schema@.now_ms());
-    END IF;
+    -- One statement, so one moment: a job that goes now is there or isn't.
+    RETURN QUERY SELECT d.* FROM @schema@.jobs j, LATERAL @schema@.describe(ARRAY[j.seq], @schema@.now_ms()) d
+        WHERE j.queue = q.id AND j.id = p_id;
 END $$;
 
 CREATE FUNCTION @schema@.results(p_queue text, p_ids text[])
@@ -359,39 +270,8 @@ BEGIN
     END IF;
 END $$;
 
--- Removes up to `p_limit` jobs in `p_state`.
-CREATE FUNCTION @schema@.purge(p_queue text, p_state int, p_limit int, OUT purged bigint, OUT told text[])
-LANGUAGE plpgsql @hot@
-AS $$
-DECLARE
-    q @schema@.queues := @schema@.find(p_queue);
-    v_now bigint := @schema@.now_ms();
-    v_seqs bigint[] := @schema@.page(q, p_state, -9223372036854775808, -9223372036854775808, p_limit, v_now);
-    v_locked bigint[];
-BEGIN
-    IF q.fifo THEN
-        PERFORM @schema@.lock_lines(q.id, (
-            SELECT array_agg(w.key) FROM unnest(v_seqs) AS u(seq) JOIN @schema@.waiting w ON w.seq = u.seq));
-        v_now := @schema@.now_ms();
-    END IF;
-    -- Whatever somebody else moves at this moment is no longer in the state that was asked for.
-    IF p_state < 4 THEN
-        SELECT array_agg(s.seq) INTO v_locked FROM (
-            SELECT w.seq FROM unnest(v_seqs) AS u(seq) JOIN @schema@.waiting w ON w.seq = u.seq
-            WHERE (w.state = 3) = (p_state = 3) FOR UPDATE OF w SKIP LOCKED) s;
-    ELSE
-        SELECT array_agg(s.seq) INTO v_locked FROM (
-            SELECT f.seq FROM unnest(v_seqs) AS u(seq) JOIN @schema@.finished f ON f.seq = u.seq
-            WHERE f.at < 4611686018427387904 FOR UPDATE OF f SKIP LOCKED) s;
-    END IF;
-    purged := coalesce(cardinality(v_locked), 0);
-    IF purged > 0 THEN
-        told := @schema@.erase(q, v_locked, v_now);
-    END IF;
-END $$;
-
--- Reads completions and leases them. The first row holds none: it tells how many of them there are, one more than asked
--- for at most, and when one that is leased can be read again.
+-- Reads completions and leases them. The last row holds none: it tells how many of them there are, one more than asked
+-- for at most, and when one that is leased can be read again. All of it in one statement, so of one moment.
 CREATE FUNCTION @schema@.read_completions(p_address text, p_max int, p_lease bigint) RETURNS TABLE (
     id bigint, queue text, job text, outcome text, settled_at bigint, context bytea, delivery int, now_at bigint,
     next_at bigint, there bigint
@@ -400,25 +280,24 @@ AS $$
 #variable_conflict use_column
 DECLARE v_now bigint := @schema@.now_ms();
 BEGIN
-    now_at := v_now;
-    SELECT count(*) INTO there FROM (
-        SELECT FROM @schema@.completions c WHERE c.address = p_address AND c.leased_until < 9223372036854775807
-        LIMIT p_max + 1) s;
-    IF there > 0 THEN
-        SELECT min(c.leased_until) INTO next_at FROM (
-            SELECT c.leased_until FROM @schema@.completions c WHERE c.address = p_address ORDER BY c.id LIMIT 1000) c
-            WHERE c.leased_until > v_now;
-        RETURN QUERY WITH readable AS MATERIALIZED (
-            SELECT c.id FROM @schema@.completions c WHERE c.address = p_address AND c.leased_until <= v_now
-            ORDER BY c.id LIMIT p_max FOR UPDATE SKIP LOCKED
-        ), leased AS (
-            UPDATE @schema@.completions c SET leased_until = v_now + p_lease, delivery = c.delivery + 1
-            FROM readable r WHERE c.id = r.id RETURNING c.*
-        )
-        SELECT l.id, l.queue, l.job, l.outcome, l.settled_at, l.context, l.delivery, NULL::bigint, NULL::bigint,
-            NULL::bigint FROM leased l ORDER BY l.id;
-    END IF;
-    RETURN NEXT;
+    RETURN QUERY WITH readable AS MATERIALIZED (
+        SELECT c.id FROM @schema@.completions c WHERE c.address = p_address AND c.leased_until <= v_now
+        ORDER BY c.id LIMIT p_max FOR UPDATE SKIP LOCKED
+    ), leased AS (
+        UPDATE @schema@.completions c SET leased_until = v_now + p_lease, delivery = c.delivery + 1
+        FROM readable r WHERE c.id = r.id RETURNING c.*
+    )
+    SELECT l.id, l.queue, l.job, l.outcome, l.settled_at, l.context, l.delivery, NULL::bigint, NULL::bigint,
+        NULL::bigint FROM leased l
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, v_now,
+        (SELECT min(f.leased_until) FROM (
+            SELECT c.leased_until FROM @schema@.completions c WHERE c.address = p_address ORDER BY c.id LIMIT 1000) f
+            WHERE f.leased_until > v_now),
+        (SELECT count(*) FROM (
+            SELECT FROM @schema@.completions c WHERE c.address = p_address AND c.leased_until < 9223372036854775807
+            LIMIT p_max + 1) s)
+    ORDER BY 1 NULLS LAST;
 END $$;
 
 -- Puts completions aside that can't be read, or takes all of them back.

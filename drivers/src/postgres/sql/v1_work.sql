@@ -67,9 +67,9 @@ BEGIN
 END $$;
 
 -- Leases jobs. The first row holds no job: it tells when there may be something next, and what happened beside.
--- `p_floor`: jobs that are due since before it are left to others.
+-- `p_floor`: jobs that are due since before it are left to others, `p_since`: so are leases that ended before it.
 CREATE FUNCTION @schema@.claim(
-    p_queue text, p_max int, p_lease bigint, p_worker text, p_floor bigint
+    p_queue text, p_max int, p_lease bigint, p_worker text, p_floor bigint, p_since bigint
 ) RETURNS TABLE (
     seq bigint, token bigint, id text, type text, content_type text, payload bytea, max_attempts bigint, timeout bigint,
     headers text, key text, attempts int, deliveries int, enqueued_at bigint, due_at bigint, failure_reason text,
@@ -84,7 +84,7 @@ DECLARE
     v_lost record;
     v_found bigint;
 BEGIN
-    IF EXISTS (SELECT FROM @schema@.active a WHERE a.queue = q.id AND a.at <= v_now) THEN
+    IF EXISTS (SELECT FROM @schema@.active a WHERE a.queue = q.id AND a.at >= p_since AND a.at <= v_now) THEN
         v_lost := @schema@.lose(q, 100, v_now);
         ready := v_lost.ready;
         told := v_lost.told;
@@ -125,7 +125,8 @@ BEGIN
         SELECT least(
             (SELECT w.at FROM @schema@.waiting w WHERE w.queue = q.id AND w.state <> 3 AND w.at >= p_floor
                 ORDER BY w.at LIMIT 1),
-            (SELECT a.at FROM @schema@.active a WHERE a.queue = q.id ORDER BY a.at LIMIT 1)) INTO next_at;
+            (SELECT a.at FROM @schema@.active a WHERE a.queue = q.id AND a.at >= p_since ORDER BY a.at LIMIT 1))
+            INTO next_at;
     END IF;
     RETURN NEXT;
 END $$;
@@ -147,7 +148,7 @@ BEGIN
 END $$;
 
 -- Ends claims; kinds: 0 succeed, 1 retry, 2 release, 3 bury. Answers those that held. `ready`: a job became ready
--- (told once), `address`: who has a completion.
+-- (told once), or false: somebody else holds the key of this one at this moment; `address`: who has a completion.
 CREATE FUNCTION @schema@.settle(
     p_queue text, p_seq bigint[], p_token bigint[], p_kind smallint[], p_delay bigint[], p_dead_reason text[],
     p_failure_reason text[], p_failure_message text[], p_result_type text[], p_result bytea[], p_outcome text[]
@@ -157,6 +158,7 @@ AS $$
 DECLARE
     q @schema@.queues := @schema@.find(p_queue);
     v_now bigint := @schema@.now_ms();
+    v_busy text[] := '{}';
     v_ords bigint[];
     v_ready boolean;
     v_told text[];
@@ -164,9 +166,11 @@ DECLARE
     v_keys text[];
 BEGIN
     IF q.fifo THEN
-        PERFORM @schema@.lock_lines(q.id, (
+        v_busy := @schema@.try_lock_lines(q.id, (
             SELECT array_agg(a.key) FROM unnest(p_seq) AS u(seq) JOIN @schema@.active a ON a.seq = u.seq));
         v_now := @schema@.now_ms();
+        RETURN QUERY SELECT u.ord, false, NULL::text FROM unnest(p_seq, p_token) WITH ORDINALITY AS u(seq, token, ord)
+            JOIN @schema@.active a ON a.seq = u.seq WHERE a.token = u.token AND a.key = ANY (v_busy);
     END IF;
     WITH gone AS (
         DELETE FROM @schema@.active a
@@ -175,6 +179,7 @@ BEGIN
             result_type, result, outcome, ord)
         -- With `+ 0` no other index than the one on seq serves, whatever the planner thinks of a table that was empty.
         WHERE a.seq = u.seq AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
+            AND (NOT q.fifo OR a.key <> ALL (v_busy))
         RETURNING u.ord, u.kind, u.delay, u.dead_reason, coalesce(u.failure_reason, a.failure_reason) AS failure_reason,
             coalesce(u.failure_message, a.failure_message) AS failure_message, u.result_type, u.result,
             CASE WHEN a.cancel_requested AND u.kind IN (1, 2) THEN '"cancelled"' ELSE u.outcome END AS outcome,
@@ -222,20 +227,24 @@ BEGIN
     RETURN QUERY SELECT NULL::bigint, NULL::boolean, u FROM unnest(v_told) AS u;
 END $$;
 
--- Adds up old deltas. The average of service times keeps the weight of its last 50 jobs.
-CREATE FUNCTION @schema@.fold(p_queue bigint) RETURNS void LANGUAGE plpgsql
+-- Adds up old deltas and answers how many. The average of service times keeps the weight of its last 50 jobs.
+CREATE FUNCTION @schema@.fold(p_queue bigint) RETURNS bigint LANGUAGE plpgsql
 AS $$
+DECLARE v_count bigint;
 BEGIN
     WITH old AS MATERIALIZED (
         SELECT d.ctid AS place FROM @schema@.deltas d WHERE d.queue = p_queue LIMIT 5000 FOR UPDATE SKIP LOCKED
     ), gone AS (
         DELETE FROM @schema@.deltas d USING old o WHERE d.ctid = o.place RETURNING d.*
-    )
-    INSERT INTO @schema@.deltas (queue, ready, scheduled, retrying, blocked, active, dead, served, service_ms)
+    ), kept AS (
+        INSERT INTO @schema@.deltas (queue, ready, scheduled, retrying, blocked, active, dead, served, service_ms)
         SELECT p_queue, sum(ready), sum(scheduled), sum(retrying), sum(blocked), sum(active), sum(dead),
             least(sum(served), 50),
             CASE WHEN sum(served) > 50 THEN sum(service_ms) * 50 / sum(served) ELSE sum(service_ms) END
-        FROM gone HAVING count(*) > 0;
+        FROM gone HAVING count(*) > 0
+    )
+    SELECT count(*) INTO v_count FROM old;
+    RETURN v_count;
 END $$;
 
 -- Jobs that became due are counted as ready from now on. Answers how many.
@@ -259,8 +268,8 @@ BEGIN
     RETURN v_scheduled + v_retrying;
 END $$;
 
--- Does a bounded part of what is due in a queue, unless somebody else is at it: ends leases, forgets what is old, adds
--- up. Answers when there is something to do next, and whether there is more at once.
+-- Does a bounded part of what is due in a queue, unless somebody else is at it: ends leases, counts, adds up. Answers
+-- when there is something to do next, and whether there is more at once.
 CREATE FUNCTION @schema@.tick(
     p_queue text, OUT now_at bigint, OUT next_at bigint, OUT again boolean, OUT ready boolean, OUT told text[]
 ) LANGUAGE plpgsql @hot@
@@ -268,10 +277,8 @@ AS $$
 DECLARE
     q @schema@.queues := @schema@.find(p_queue);
     v_lost record;
-    v_state smallint;
-    v_keep bigint;
-    v_count bigint;
-    v_nearest bigint;
+    v_ripe bigint;
+    v_folded bigint := 0;
 BEGIN
     now_at := @schema@.now_ms();
     again := false;
@@ -281,37 +288,15 @@ BEGIN
         RETURN;
     END IF;
     v_lost := @schema@.lose(q, 500, now_at);
-    ready := v_lost.ready;
     told := v_lost.told;
-    again := v_lost.moved >= 500 OR @schema@.ripen(q.id, 5000, now_at) >= 5000;
+    v_ripe := @schema@.ripen(q.id, 5000, now_at);
+    -- Whoever waits is told: nobody else may have seen that it became due.
+    ready := v_lost.ready OR v_ripe > 0;
     IF (SELECT count(*) FROM (SELECT FROM @schema@.deltas WHERE queue = q.id LIMIT 17) d) > 16 THEN
-        PERFORM @schema@.fold(q.id);
+        v_folded := @schema@.fold(q.id);
     END IF;
-    FOREACH v_state IN ARRAY ARRAY[5, 6, 7]::smallint[] LOOP
-        v_keep := CASE WHEN v_state = 6 THEN q.retain_dead ELSE q.retain_completed END;
-        -- Nobody came for these in 30 days.
-        UPDATE @schema@.finished f SET at = now_at FROM (
-            SELECT seq FROM @schema@.finished WHERE queue = q.id AND state = v_state AND at >= 4611686018427387904
-                AND at <= 4611686018427387904 + now_at - 2592000000 ORDER BY at LIMIT 500 FOR UPDATE SKIP LOCKED
-            ) o WHERE f.seq = o.seq;
-        WITH old AS MATERIALIZED (
-            SELECT seq FROM @schema@.finished WHERE queue = q.id AND state = v_state AND at <= now_at - v_keep
-                ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED
-        ), gone AS (
-            DELETE FROM @schema@.finished f USING old o WHERE f.seq = o.seq RETURNING f.seq
-        ), bodies AS (
-            DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = g.seq
-        )
-        SELECT count(*) INTO v_count FROM gone;
-        IF v_count > 0 AND v_state = 6 THEN
-            INSERT INTO @schema@.deltas (queue, dead) VALUES (q.id, -v_count);
-        END IF;
-        again := again OR v_count >= 1000;
-        SELECT f.at + v_keep INTO v_nearest FROM @schema@.finished f
-            WHERE f.queue = q.id AND f.state = v_state AND f.at < 4611686018427387904 ORDER BY f.at LIMIT 1;
-        next_at := least(next_at, v_nearest);
-    END LOOP;
-    next_at := least(next_at, (SELECT a.at FROM @schema@.active a WHERE a.queue = q.id ORDER BY a.at LIMIT 1));
+    again := v_lost.moved >= 500 OR v_ripe >= 5000 OR v_folded >= 5000;
+    next_at := (SELECT a.at FROM @schema@.active a WHERE a.queue = q.id ORDER BY a.at LIMIT 1);
 END $$;
 
 -- Which queues and addresses have something since `p_since`. `p_all` tells whether jobs and completions that were just

@@ -1,6 +1,6 @@
 //! Roles that may do their part only, producers that know no Longshore, encryption.
 
-use super::{Bench, claim, connect, job};
+use super::{BROKER, Bench, WIRE, as_user, block, claim, connect, job};
 use crate::{
     Claim, Driver, DriverExt, ErrorKind, Settle,
     conformance::servers::postgres::{Server, programs},
@@ -11,15 +11,6 @@ use std::{
     process::{Command, Output},
     time::Duration,
 };
-
-const BROKER: &str = include_str!("../../../../docs/brokers/postgres.md");
-const WIRE: &str = include_str!("../../../../docs/wire-format-postgres.md");
-
-/// The block of a page that begins with a line.
-fn block(page: &'static str, begin: &str) -> &'static str {
-    let at = page.find(begin).unwrap_or_else(|| panic!("no block begins with {begin:?}"));
-    page[at..].split("```").next().unwrap()
-}
 
 fn psql(url: &str, script: &str) -> Output {
     Command::new(programs().unwrap().join("psql"))
@@ -39,10 +30,6 @@ fn psql_file(url: &str, script: &str) -> Output {
         .unwrap();
     std::fs::remove_file(file).unwrap();
     out
-}
-
-fn as_user(bench: &Bench, user: &str) -> String {
-    bench.url().replace("postgres:conformance@", &format!("{user}:secret@"))
 }
 
 #[tokio::test]

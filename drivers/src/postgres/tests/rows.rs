@@ -1,6 +1,6 @@
 //! Rows that can't be read, versions that aren't known, plans.
 
-use super::{Bench, connect, declaration, job, owner};
+use super::{Bench, connect, declaration, job, owner, until};
 use crate::{
     Address, Driver, DriverExt, ErrorKind, Notify, Outcome, QueueSettings, ReadCompletions, Settle,
     conformance::servers::postgres::Server,
@@ -135,5 +135,97 @@ async fn a_long_transaction_elsewhere_does_not_stop_claims() {
     }
     // 20,000 dead rows would show, if every claim had to walk over them.
     assert!(last < first * 10, "claims got slower: {first:?}, then {last:?}");
+    old.batch_execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
+async fn who_reads_completions_has_not_caught_up_while_somebody_else_holds_one() {
+    let bench = Bench::start().await;
+    let address = Address::new("test").unwrap();
+    let add = "INSERT INTO longshore.completions (job_seq, settled_at, address, queue, job, outcome, context) \
+         VALUES (0, 0, 'test', 'test.shop.mails', 'x', '\"cancelled\"', '')";
+    bench.admin.batch_execute(add).await.unwrap();
+    let read = ReadCompletions { max: 10, wait: Duration::ZERO, lease: Duration::from_secs(10) };
+    let held = bench.driver.completions(&address, read.clone()).await.unwrap();
+    assert_eq!(held.completions.len(), 1);
+    let end = std::time::Instant::now() + Duration::from_secs(3);
+    let writes = async {
+        while std::time::Instant::now() < end {
+            bench.admin.batch_execute(add).await.unwrap();
+        }
+    };
+    let reads = async {
+        while std::time::Instant::now() < end {
+            let page = bench.driver.completions(&address, read.clone()).await.unwrap();
+            assert!(!page.caught_up, "the first one is still out");
+            let receipts = page.completions.into_iter().map(|completion| completion.receipt).collect();
+            bench.driver.acknowledge(&address, receipts).await.unwrap();
+        }
+    };
+    tokio::join!(writes, reads);
+}
+
+#[tokio::test]
+async fn a_job_that_goes_while_it_is_looked_at_is_there_or_not() {
+    let bench = Bench::start().await;
+    let id = crate::JobId::new("one").unwrap();
+    bench.driver.enqueue_one(&bench.queue, job().with_id(id.clone())).await.unwrap();
+    let remover = connect(&bench.url()).await;
+    // Whoever looks finds the job and waits for where it stands.
+    remover.batch_execute("BEGIN; LOCK TABLE longshore.waiting IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let (driver, queue) = (bench.driver.clone(), bench.queue.clone());
+    let looking = tokio::spawn(async move { driver.inspect(&queue, &id).await });
+    let waits =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%inspect%'";
+    until(&bench.admin, waits, 1, Duration::from_secs(4)).await;
+    remover.batch_execute("DELETE FROM longshore.waiting; DELETE FROM longshore.jobs; COMMIT").await.unwrap();
+    if let Some(record) = looking.await.unwrap().unwrap() {
+        assert_eq!(record.state, crate::JobState::Ready, "as it stood when the look began");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_may_have_a_name_that_means_something_in_sql() {
+    let server = Server::start(&[]).await.unwrap();
+    let mut config = PostgresConfig::new(&server.url(server.address())).unwrap();
+    config.schema = "user".to_owned();
+    let driver = Postgres::new(config).unwrap();
+    let queue = "test.shop.mails".parse().unwrap();
+    driver.declare(&queue, declaration(QueueSettings::default())).await.unwrap();
+    driver.enqueue_one(&queue, job()).await.unwrap();
+    let client = connect(&server.url(server.address())).await;
+    let add = "SELECT \"user\".enqueue('test.shop.mails', 'mail', '{}')";
+    client.batch_execute(add).await.unwrap();
+    assert_eq!(super::claim(&driver, &queue, 10, Duration::from_secs(5)).await.unwrap().len(), 2);
+    driver.delete_queue(&queue, &owner()).await.unwrap();
+}
+
+#[tokio::test]
+async fn leases_that_ended_long_ago_are_stepped_over_once_a_second() {
+    let bench = Bench::start().await;
+    let old = connect(&bench.url()).await;
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM longshore.jobs")
+        .await
+        .unwrap();
+    bench
+        .admin
+        .batch_execute(
+            "INSERT INTO longshore.active (seq, queue, at, token, due_at, claimed_at, notify, bytes, attempts, lost, \
+             deliveries, worker) SELECT -n, (SELECT id FROM longshore.queues), n, 0, 0, 0, false, 0, 0, 0, 1, '' \
+             FROM generate_series(1, 300000) AS n; DELETE FROM longshore.active",
+        )
+        .await
+        .unwrap();
+    bench.driver.enqueue(&bench.queue, vec![job(); 100]).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..30 {
+        let since = std::time::Instant::now();
+        assert_eq!(bench.claim(1, Duration::ZERO).await.len(), 1);
+        took.push(since.elapsed());
+    }
+    took.sort();
+    // One that looks at all of them shows what that costs.
+    let (usual, full) = (took[15], took[29]);
+    assert!(usual * 3 < full, "a claim takes {usual:?} mostly and {full:?} at most");
     old.batch_execute("ROLLBACK").await.unwrap();
 }

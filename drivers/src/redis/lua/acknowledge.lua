@@ -15,4 +15,6 @@ for at = 3, #ARGV do
   end
 end
 close()
+-- The clock of a queue that is gone goes with its last completion.
+if not settings[11] and call('EXISTS', base .. 'c') == 0 then call('UNLINK', KEYS[1]) end
 return { 'OK' }

@@ -93,7 +93,7 @@ local function batch(limit)
         found[#found + 1] = job
         raws[#found] = whole and fixed[at]
       else
-        call('SADD', base .. 'P', m)
+        stand_aside(m)
       end
     end
     examined = examined + 1

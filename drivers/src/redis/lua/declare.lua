@@ -6,7 +6,7 @@ if declared then
   if (settings[4] or '0') ~= ARGV[10] then return { 'ORDER', settings[4] } end
 end
 -- Numbers of a queue with the same name that was deleted are not used again: they are receipts.
-if not declared then seq = wall * 1000 end
+if declared then first() else seq = math.max(seq, wall * 1000) end
 call('HSET', KEYS[1], 'installation', ARGV[2], 'uid', ARGV[3], 'depth', ARGV[5], 'deliveries', ARGV[6], 'done', ARGV[7],
   'dead', ARGV[8], 'paused', ARGV[9], 'fifo', ARGV[10], 'clock', now, 'shift', shift, 'seq', seq)
 if paused and ARGV[9] == '0' then wake(1000) end

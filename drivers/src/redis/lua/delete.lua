@@ -21,4 +21,6 @@ wake(1000)
 for _, key in ipairs({ 'q', 's', 't', 'b', 'm', 'r', 'R', 'W', 'Y', 'B', 'A', 'S', 'D', 'C', 'P', 'L', 'F', 'x', 'w' }) do
   call('UNLINK', base .. key)
 end
+-- Completions outlive the queue, and so does the clock that they go by.
+if call('EXISTS', base .. 'c') == 1 then call('HSET', KEYS[1], 'clock', now, 'shift', shift, 'seq', seq) end
 return { 'OK' }

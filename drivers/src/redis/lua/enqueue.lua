@@ -3,18 +3,40 @@
 -- Or ARGV[2] is "same": then type and media type of all jobs, and two for each, id and payload; they have nothing else.
 local JOB, alike = 9, ARGV[2] == 'same'
 local count = alike and (#ARGV - 4) / 2 or (#ARGV - 2) / JOB
-local ids, told = {}, {}
-for at = 1, count do
-  ids[at] = ARGV[alike and 3 + 2 * at or 3 + (at - 1) * JOB]
-  local address = alike and '' or ARGV[(at - 1) * JOB + 9]
-  if address ~= '' then told[address] = told[address] or {} end
+if count < 0 or count ~= math.floor(count) then
+  return redis.error_reply('ERR a job takes ' .. JOB .. ' arguments, or two behind "same", a type and a media type')
 end
 
 -- Type, media type, payload, delay, extras, address, context and key of a job.
 local function what(at)
-  if alike then return ARGV[3], ARGV[4], ARGV[4 + 2 * at], 0, '', '', '', '' end
+  if alike then return ARGV[3], ARGV[4], ARGV[4 + 2 * at], '0', '', '', '', '' end
   local from = 4 + (at - 1) * JOB
   return unpack(ARGV, from, from + 7)
+end
+
+local find, words = string.find, { [''] = true, ['application/json'] = true }
+
+-- Types, keys and media types come again and again.
+local function word(text, most)
+  if words[text] == nil then words[text] = #text <= most and not find(text, '[%c "\\\128-\255]') end
+  return words[text]
+end
+
+-- Whether a job keeps the contract's limits: one that doesn't must leave nothing behind, and hold up nobody in its line.
+local function legal(id, kind, media, payload, delay, extras, address, context, key)
+  return #id > 0 and #id <= 200 and not find(id, '[^%w._:-]') and kind ~= '' and word(kind, 128) and #payload <= 1048576
+    and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]'))
+    and (alike or word(key, 128) and #extras <= 65536 and #context <= 1024
+      and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
+      and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]')))
+end
+
+local ids, bad, told = {}, {}, {}
+for at = 1, count do
+  local id = ARGV[alike and 3 + 2 * at or 3 + (at - 1) * JOB]
+  local address = alike and '' or ARGV[(at - 1) * JOB + 9]
+  ids[at], bad[at] = id, not legal(id, what(at))
+  if address ~= '' and not bad[at] then told[address] = told[address] or {} end
 end
 
 -- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
@@ -33,6 +55,7 @@ local depth = 0
 for _, set in ipairs({ 'R', 'W', 'Y', 'B' }) do depth = depth + call('ZCARD', base .. set) end
 local max, fresh, place = tonumber(settings[6]), {}, {}
 local bodies, metas, states, changed, notes, enter, codes, details = {}, {}, {}, {}, {}, {}, {}, {}
+local created = {}
 
 local function same(id, kind, media, payload)
   if fresh[id] then
@@ -64,9 +87,11 @@ local function add(at, id, kind, media, payload, delay, extras, address, context
   if fifo then
     local state = 'W'
     if not enter_line(m, key) then state, set = 'B', 'B' end
+    local s = { state, own, due, 0, due, 0, 0, 0, notifies, 0, key, '', '', 0, 0, '', 0, '', '', '', -1, 0, 0, '', 0 }
     changed[#changed + 1] = id
-    changed[#changed + 1] = pack({ state, own, due, 0, due, 0, 0, 0, notifies, 0, key, '', '', 0, 0, '', 0, '', '', '', -1, 0,
-      0, '' })
+    changed[#changed + 1] = pack(s)
+    -- Those behind it find it in its line before it is stored.
+    jobs[id] = job_of(id, s)
   end
   if set == 'R' then readied = readied + 1 end
   if set == 'W' then soonest = math.min(soonest or due, due) end
@@ -89,11 +114,13 @@ local function add(at, id, kind, media, payload, delay, extras, address, context
   end
   local to = #states
   states[to + 1], states[to + 2] = id, fixed
+  created[#created + 1] = id
   fresh[id], place[id], depth = at, set, depth + 1
   return 'C'
 end
 
 local function decide(at, id, kind, media, payload, delay, extras, address, context, key)
+  if bad[at] then return 'I' end
   local job = jobs[id]
   if job == nil then return 'U' end
   if key ~= '' and not fifo then return 'O' end
@@ -104,8 +131,9 @@ local function decide(at, id, kind, media, payload, delay, extras, address, cont
   end
   if job and forgotten(job.s) then
     call('ZREM', base .. job.s[1], job.m)
+    if job.s[18] == '+Unreadable' then call('SREM', base .. 'P', job.m) end
     forget({ id })
-    job = false
+    jobs[id], job = false, false
   end
   if job then
     if not same(id, kind, media, payload) then return 'X' end
@@ -126,6 +154,8 @@ for at, id in ipairs(ids) do codes[at] = decide(at, id, what(at)) end
 many('HSET', base .. 'b', bodies, 2)
 many('HSET', base .. 'm', metas, 2)
 many('HSET', base .. 's', states, 2)
+-- What is left of a damaged job must not speak for the one that comes under its id.
+if not fifo then many('HDEL', base .. 't', created) end
 many('HSET', base .. 't', changed, 2)
 many('HSET', base .. 'n', notes, 2)
 for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end

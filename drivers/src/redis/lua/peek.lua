@@ -1,11 +1,9 @@
 -- Which completions of an address could be read. ARGV: 2 address, 3 how many at most. Works without the queue: completions
--- outlive it.
+-- outlive it. Clocks of queues differ once the server's went back, so its own time is told too.
 first()
-if declared then
-  -- A lost delivery may be the end of a job.
-  expire(200)
-  close()
-end
+-- A lost delivery may be the end of a job.
+if declared then expire(200) end
+close()
 local readable, leased = base .. 'a:' .. ARGV[2], base .. 'l:' .. ARGV[2]
 local ended = call('ZRANGEBYSCORE', leased, '-inf', now, 'LIMIT', 0, 1000)
 if #ended > 0 then
@@ -21,5 +19,5 @@ end
 local next = tonumber(call('ZRANGE', leased, 0, 0, 'WITHSCORES')[2])
 local lost = declared and tonumber(call('ZRANGE', base .. 'A', 0, 0, 'WITHSCORES')[2])
 if lost and (not next or lost < next) then next = lost end
-return { 'OK', now, call('ZCARD', readable) + call('ZCARD', leased), next and math.max(next - now, 1) or -1,
+return { 'OK', wall, now - wall, settings[11] and 0 or 1, call('ZCARD', readable) + call('ZCARD', leased), next and math.max(next - now, 1) or -1,
   call('ZRANGE', readable, 0, ARGV[3] - 1) }

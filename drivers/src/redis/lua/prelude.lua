@@ -108,14 +108,17 @@ end
 
 local function name_of(s, id) return string.format('%014x', s[2]) .. id end
 
-local function decode(id, raw, read)
-  if not raw then return false end
-  local fine, s = pcall(read, raw)
-  if not fine or not STATES[s[1]] then return nil end
+local function job_of(id, s)
   local one, two = s[1], nil
   if one == 'W' then one, two = 'R', s[6] == 0 and 'W' or 'Y' end
   return { id = id, s = s, m = name_of(s, id), one = one, two = two, to = nil, score = 0, moved = false, touched = false,
     stored = nil }
+end
+
+local function decode(id, raw, read)
+  if not raw then return false end
+  local fine, s = pcall(read, raw)
+  return fine and STATES[s[1]] and job_of(id, s) or nil
 end
 
 -- The job: false when there is none, nil when what is stored makes no sense.
@@ -165,15 +168,28 @@ local function put(job, to, score)
 end
 
 -- Something that can't be read stands aside, so that nothing else has to wait for it.
+local function stand_aside(member)
+  call('SADD', base .. 'P', member)
+  parked[#parked + 1] = member
+end
+
 local function park(set, member)
   call('ZREM', base .. set, member)
-  call('SADD', base .. 'P', member)
+  stand_aside(member)
 end
 
 local function over(s) return s[1] == 'S' or s[1] == 'D' or s[1] == 'C' end
 
 -- Whether nobody should see the job any more, although it was not swept yet.
 local function forgotten(s) return over(s) and s[3] < PINNED and s[3] + retain[s[1]] <= now end
+
+-- Whether the job is in this state. One that lost what changed of it looks as if it waited since it came; it is where it was
+-- found, and goes on from there.
+local function is_in(job, m, set)
+  if not job or job.m ~= m then return false end
+  if job.s[1] == 'W' then job.one, job.two = set, nil end
+  return job.s[1] == set or job.s[1] == 'W'
+end
 
 local function wait(job, due)
   local s = job.s
@@ -194,13 +210,7 @@ end
 
 -- Of jobs with one ordering key the next one's turn has come. It could not be handed out before: those of other keys that
 -- were ready earlier come first.
-local function leave_line(job)
-  if not fifo then return end
-  local key = job.s[11]
-  if call('HGET', base .. 'F', key) ~= job.m then
-    call('ZREM', base .. 'L', key .. ' ' .. job.m)
-    return
-  end
+local function advance(key)
   for _ = 1, 100 do
     local entry = call('ZRANGEBYLEX', base .. 'L', '[' .. key .. ' ', '(' .. key .. '!', 'LIMIT', 0, 1)[1]
     if not entry then
@@ -211,7 +221,7 @@ local function leave_line(job)
     call('ZREM', base .. 'L', entry)
     call('HSET', base .. 'F', key, member)
     local next = get(member:sub(15))
-    if next and next.m == member and next.s[1] == 'B' then
+    if is_in(next, member, 'B') then
       wait(next, math.max(next.s[3], now))
       return
     end
@@ -219,12 +229,49 @@ local function leave_line(job)
   end
 end
 
-local function enter_line(m, key)
-  if call('HSETNX', base .. 'F', key, m) == 0 and call('HGET', base .. 'F', key) ~= m then
-    call('ZADD', base .. 'L', 0, key .. ' ' .. m)
-    return false
+local function leave_line(job)
+  if not fifo then return end
+  local key = job.s[11]
+  if call('HGET', base .. 'F', key) == job.m then
+    advance(key)
+  else
+    call('ZREM', base .. 'L', key .. ' ' .. job.m)
   end
-  return true
+end
+
+-- Whether nobody stands in a line under this name any more.
+local function absent(m)
+  local job = get(m:sub(15))
+  return not job or job.m ~= m or over(job.s)
+end
+
+-- The first of a line who is gone or can't be read would hold up all others.
+local function enter_line(m, key)
+  if call('HSETNX', base .. 'F', key, m) == 1 then return true end
+  local head = call('HGET', base .. 'F', key)
+  if head == m then return true end
+  if absent(head) then
+    advance(key)
+    if call('HSETNX', base .. 'F', key, m) == 1 then return true end
+  end
+  call('ZADD', base .. 'L', 0, key .. ' ' .. m)
+  return false
+end
+
+-- Those who stand aside may be first in their lines. Which these are, they don't tell any more, so all lines are looked at;
+-- a line beyond the first ten thousand goes on with the next job that enters it.
+local function vacate()
+  if not fifo or #parked == 0 then return end
+  local aside, cursor = {}, '0'
+  for _, m in ipairs(parked) do aside[m] = true end
+  for _ = 1, 20 do
+    local page = call('HSCAN', base .. 'F', cursor, 'COUNT', 500)
+    for at = 1, #page[2], 2 do
+      if aside[page[2][at + 1]] and absent(page[2][at + 1]) then advance(page[2][at]) end
+    end
+    cursor = page[1]
+    if cursor == '0' then return end
+  end
 end
 
 -- The end of a job as answers carry it: state, why dead, failure, its message, result bytes, a small result.
@@ -373,7 +420,7 @@ local function expire(limit)
   load(ids)
   for at, m in ipairs(ended) do
     local job = jobs[ids[at]]
-    if job and job.m == m and job.s[1] == 'A' then lose(job) else park('A', m) end
+    if is_in(job, m, 'A') then lose(job) else park('A', m) end
   end
   flush()
 end
@@ -406,6 +453,13 @@ local function unpin_old(limit)
   flush()
 end
 
+-- Tells whoever listens to the channel, and how many they are. What it tells of is written already, so a user that lost its
+-- right to channels just wakes nobody.
+local function tell(channel, message)
+  local heard = redis.pcall('PUBLISH', channel, message)
+  return type(heard) == 'number' and heard or 0
+end
+
 -- Wakes up to `count` claims that wait, those first that have waited longest. Whoever is gone is passed over.
 local function wake(count)
   count = math.min(count, 1000)
@@ -413,7 +467,7 @@ local function wake(count)
     local waiter = call('ZPOPMIN', base .. 'w')[1]
     if not waiter then return end
     local driver, own = waiter:match('^(.*)/(.*)$')
-    if driver and call('PUBLISH', prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
+    if driver and tell(prefix .. ':w:' .. driver, own .. ' ' .. queue) > 0 then count = count - 1 end
   end
 end
 
@@ -429,14 +483,15 @@ end
 
 -- Ends a script that changed something.
 local function close()
+  vacate()
   flush()
-  if settings[11] then
+  if settings[1] then
     call('HSET', KEYS[1], 'clock', text(now), 'shift', text(shift), 'seq', text(seq))
   end
   if readied > 0 then
     if not paused then wake(readied) end
-    call('PUBLISH', prefix .. ':wake', 'q ' .. queue)
+    tell(prefix .. ':wake', 'q ' .. queue)
   end
-  if soonest then call('PUBLISH', prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
-  for address in pairs(addresses) do call('PUBLISH', prefix .. ':wake', 'c ' .. address) end
+  if soonest then tell(prefix .. ':wake', 'd ' .. queue .. ' ' .. (soonest - now)) end
+  for address in pairs(addresses) do tell(prefix .. ':wake', 'c ' .. address) end
 end

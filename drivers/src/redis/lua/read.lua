@@ -5,7 +5,7 @@ local lease_until, pages, aside = after(ARGV[3]), {}, 0
 for at = 4, #ARGV do
   local m = ARGV[at]
   local id = m:sub(26)
-  if call('ZREM', readable, m) == 1 then
+  if call('ZSCORE', readable, m) then
     local raw = call('HGET', base .. 'c', id)
     local fine, c = pcall(cmsgpack.unpack, raw or '')
     if raw and fine and type(c) == 'table' and c[12] and type(c[1]) == 'number' and c[2] == ARGV[2]
@@ -18,6 +18,8 @@ for at = 4, #ARGV do
       call('SADD', base .. 'P', 'c' .. m)
       aside = aside + 1
     end
+    -- Last: what can't be leased stays where it is.
+    call('ZREM', readable, m)
   end
 end
 return { 'OK', aside, pages }

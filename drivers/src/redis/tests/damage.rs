@@ -60,6 +60,68 @@ async fn jobs_that_cannot_be_read_stand_aside() {
 }
 
 #[tokio::test]
+async fn what_stood_aside_is_not_counted_any_more_when_it_is_gone() {
+    let subject = Subject::start(ALWAYS).await;
+    let mut declaration = super::declaration();
+    declaration.settings.retain_dead = Duration::from_millis(1);
+    subject.driver.declare(&subject.queue, declaration).await.unwrap();
+    let parked = async || subject.driver.stats(&subject.queue).await.unwrap().parked;
+    // Long ones have their payloads apart.
+    let long = |id| {
+        let mut job = told(id);
+        job.payload = crate::Payload::json("0".repeat(10_000));
+        job
+    };
+    let nobody = |id| crate::NewJob { notify: None, ..long(id) };
+    // Dead, old, and replaced by a job with the same id.
+    subject.driver.enqueue_one(&subject.queue, nobody("same")).await.unwrap();
+    let () = subject.raw(&["HDEL", &key("b"), "same"]).await;
+    assert!(subject.claim(1).await.is_empty());
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    subject.driver.enqueue_one(&subject.queue, nobody("same")).await.unwrap();
+    assert_eq!(parked().await, Some(0));
+    assert_eq!(subject.claim(1).await.len(), 1);
+    // Without anything that would remember it.
+    subject.driver.enqueue_one(&subject.queue, long("gone")).await.unwrap();
+    let () = subject.raw(&["HDEL", &key("s"), "gone"]).await;
+    assert!(subject.claim(1).await.is_empty());
+    assert_eq!(parked().await, Some(1));
+    subject.driver.purge(&subject.queue, JobState::Dead, 10).await.unwrap();
+    assert_eq!(parked().await, Some(0));
+    let bodies: Vec<String> = subject.raw(&["HKEYS", &key("b")]).await;
+    assert_eq!(bodies, ["same"]);
+    // Whoever waits for it hears of its end.
+    let completions = read(&subject).await.completions;
+    assert_eq!(completions.iter().map(|one| one.job.as_str()).collect::<Vec<_>>(), ["gone"]);
+    assert_eq!(completions[0].outcome, Outcome::Purged);
+    subject.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_lost_one_of_its_two_parts_holds_up_neither_itself_nor_its_id() {
+    let subject = Subject::start(ALWAYS).await;
+    // Without what never changes the id is free, and nothing of the old job speaks for the new one.
+    subject.enqueue("one").await.unwrap();
+    let old = subject.claim(1).await;
+    let () = subject.raw(&["HDEL", &key("s"), "one"]).await;
+    assert!(matches!(subject.enqueue("one").await, Ok(crate::Enqueued::Created { .. })));
+    let claimed = subject.claim(1).await;
+    assert_eq!((claimed[0].id.as_str(), claimed[0].delivery), ("one", 1));
+    assert!(subject.succeed(&old[0]).await.is_err());
+    subject.succeed(&claimed[0]).await.unwrap();
+    // Without what changed it comes again when its lease is over.
+    subject.enqueue("two").await.unwrap();
+    let short = crate::Claim { lease: Duration::from_millis(1), ..super::claim(1, Duration::ZERO) };
+    let old = subject.driver.claim(&subject.queue, short).await.unwrap();
+    let () = subject.raw(&["HDEL", &key("t"), "two"]).await;
+    let again = subject.driver.claim(&subject.queue, super::claim(1, Duration::from_secs(5))).await.unwrap();
+    assert_eq!(again.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), ["two"]);
+    assert!(subject.succeed(&old[0]).await.is_err());
+    subject.succeed(&again[0]).await.unwrap();
+    subject.end().await;
+}
+
+#[tokio::test]
 async fn a_completion_that_cannot_be_read_stands_aside() {
     let subject = Subject::start(ALWAYS).await;
     for id in ["broken", "whole"] {
@@ -82,6 +144,9 @@ async fn a_key_of_another_type_is_the_end_of_its_queue_alone() {
     subject.driver.declare(&other, super::declaration()).await.unwrap();
     let () = subject.raw(&["SET", &key("R"), "nonsense"]).await;
     let broken = subject.enqueue("one").await.unwrap_err();
+    assert_eq!(broken.kind, ErrorKind::Ambiguous);
+    assert!(broken.message.contains("WRONGTYPE") && broken.message.contains("test"), "{broken}");
+    let broken = subject.driver.claim(&subject.queue, super::claim(1, Duration::ZERO)).await.unwrap_err();
     assert_eq!(broken.kind, ErrorKind::Fatal);
     assert!(broken.message.contains("test"), "{broken}");
     subject.driver.enqueue_one(&other, job("one")).await.unwrap();

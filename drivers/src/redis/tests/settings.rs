@@ -66,6 +66,28 @@ async fn a_full_memory_refuses_new_jobs_and_lets_others_end() {
 }
 
 #[tokio::test]
+async fn a_suspended_queue_that_filled_the_memory_can_be_resumed_and_emptied() {
+    let subject = Subject::start(ALWAYS).await;
+    let mut paused = super::declaration();
+    paused.settings.paused = true;
+    subject.driver.declare(&subject.queue, paused).await.unwrap();
+    subject.enqueue("one").await.unwrap();
+    let () = subject.raw(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let mut resumed = super::declaration();
+    resumed.settings.retain_completed = std::time::Duration::ZERO;
+    assert!(!subject.driver.declare(&subject.queue, resumed).await.unwrap().created);
+    let claimed = subject.claim(1).await;
+    assert_eq!(claimed.len(), 1);
+    subject.succeed(&claimed[0]).await.unwrap();
+    assert!(subject.driver.inspect(&subject.queue, &claimed[0].id).await.unwrap().is_none());
+    // A new queue takes room.
+    let other = "other".parse().unwrap();
+    let full = subject.driver.declare(&other, super::declaration()).await.unwrap_err();
+    assert_eq!(full.kind, ErrorKind::Unavailable, "{full}");
+    subject.end().await;
+}
+
+#[tokio::test]
 async fn data_of_another_layout_is_left_alone() {
     let subject = Subject::start(ALWAYS).await;
     for layout in [1, 3] {

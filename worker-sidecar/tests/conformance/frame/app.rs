@@ -3,13 +3,13 @@
 use super::{
     eventually,
     ledger::{Ended, Ledger},
-    port,
 };
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use longshore_drivers::conformance::servers::process::free_port;
 use serde::{Deserialize, Serialize};
 use std::{
     net::Ipv4Addr,
@@ -58,7 +58,7 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) async fn start(pod: usize, ledger: Arc<Ledger>) -> Self {
-        let app = Self { port: port::free(), pod, ledger, life: Mutex::default() };
+        let app = Self { port: free_port().unwrap(), pod, ledger, life: Mutex::default() };
         app.up().await;
         app
     }

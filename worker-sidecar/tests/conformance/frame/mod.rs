@@ -5,9 +5,7 @@ pub(crate) mod broker;
 pub(crate) mod http;
 pub(crate) mod ledger;
 pub(crate) mod pod;
-pub(crate) mod port;
 pub(crate) mod process;
-pub(crate) mod proxy;
 pub(crate) mod site;
 
 use std::{future::Future, time::Duration};

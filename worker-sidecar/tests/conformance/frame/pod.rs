@@ -56,7 +56,8 @@ impl Pod {
             *starts
         };
         let log = self.directory.join(format!("log-{start}"));
-        let process = Process::start(self.command("127.0.0.1:0"), &log);
+        let environment = [format!("POD_NAME=pod-{}", self.number)];
+        let process = Process::start(BINARY, &self.arguments("127.0.0.1:0"), &environment, &log);
         let line = process.says("sidecar started").await.expect("the sidecar starts");
         let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
         let sidecar = Sidecar { api: address("api"), admin: address("admin"), process };
@@ -64,13 +65,12 @@ impl Pod {
         sidecar
     }
 
-    fn command(&self, api: &str) -> Command {
-        let mut command = Command::new(BINARY);
-        command.env_clear().env("POD_NAME", format!("pod-{}", self.number));
-        command.args(["--api", api, "--admin", "127.0.0.1:0"]);
-        command.arg("--policy").arg(self.directory.join("policy.json"));
-        command.arg("--pod-token-file").arg(self.directory.join("token"));
-        command
+    fn arguments(&self, api: &str) -> Vec<String> {
+        let file = |name: &str| self.directory.join(name).display().to_string();
+        let (policy, token) = (file("policy.json"), file("token"));
+        let arguments =
+            ["--api", api, "--admin", "127.0.0.1:0", "--policy", &policy, "--pod-token-file", &token];
+        arguments.map(str::to_owned).to_vec()
     }
 
     /// Rewrites the policy file.
@@ -97,14 +97,15 @@ impl Pod {
 
     /// The preStop hook of the sidecar.
     pub(crate) fn drain(&self) {
-        let api = self.sidecar().api.to_string();
-        assert!(self.command(&api).arg("drain").status().unwrap().success(), "the drain hook failed");
+        let mut command = Command::new(BINARY);
+        command.env_clear().args(self.arguments(&self.sidecar().api.to_string())).arg("drain");
+        assert!(command.status().unwrap().success(), "the drain hook failed");
     }
 
     /// SIGTERM, and waits until the sidecar ended well.
     pub(crate) async fn terminate(&self) {
         let sidecar = self.sidecar();
-        sidecar.process.signal("TERM");
+        sidecar.process.terminate();
         let status = sidecar.process.exit(Duration::from_secs(30)).await;
         assert!(status.success(), "the sidecar ended with {status}");
     }

@@ -1,31 +1,28 @@
-//! A child process with a log of its own, and what can be done to it.
+//! A child process whose log is lines of JSON.
 
 use super::{eventually, within};
+use longshore_drivers::conformance::servers::process;
 use serde_json::Value;
 use std::{
-    fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::ExitStatus,
     sync::Mutex,
     time::Duration,
 };
 
 /// A process; killed with its handle.
 pub(crate) struct Process {
-    child: Mutex<Child>,
-    id: u32,
+    process: Mutex<process::Process>,
     log: PathBuf,
 }
 
 impl Process {
-    /// Starts `command` with its output in `log`.
-    pub(crate) fn start(mut command: Command, log: &Path) -> Self {
-        let file = File::create(log).unwrap();
-        let errors = file.try_clone().unwrap();
-        let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn();
-        let child = child
-            .unwrap_or_else(|error| panic!("{} can't be started: {error}", command.get_program().display()));
-        Self { id: child.id(), child: Mutex::new(child), log: log.to_owned() }
+    /// Starts `program` with nothing but these `NAME=value` in its environment, and its output in `log`.
+    pub(crate) fn start(program: &str, arguments: &[String], environment: &[String], log: &Path) -> Self {
+        let line = ["-i"].into_iter().chain(environment.iter().map(String::as_str));
+        let line = line.chain([program]).chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>();
+        let process = process::Process::start("a process", Path::new("env"), &line, log).unwrap();
+        Self { process: Mutex::new(process), log: log.to_owned() }
     }
 
     /// Waits for a line of the log whose message is `message`; none when the process ended before.
@@ -36,43 +33,38 @@ impl Process {
     }
 
     /// The log so far.
-    pub(crate) fn lines(&self) -> Vec<Value> {
+    fn lines(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Sends a signal by its name, such as `TERM`.
-    pub(crate) fn signal(&self, name: &str) {
-        // It was not waited for yet, so the id is still its own.
-        assert!(self.ended().is_none(), "the process ended before SIG{name}");
-        let sent = Command::new("kill").args([format!("-{name}"), self.id.to_string()]).status();
-        assert!(sent.unwrap().success(), "SIG{name} can't be sent");
+    /// SIGTERM.
+    pub(crate) fn terminate(&self) {
+        self.process.lock().unwrap().terminate().unwrap();
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn freeze(&self) {
+        self.process.lock().unwrap().freeze().unwrap();
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&self) {
+        self.process.lock().unwrap().thaw().unwrap();
     }
 
     /// SIGKILL, and waits until it is gone.
     pub(crate) fn kill(&self) {
-        let mut child = self.child.lock().unwrap();
-        // It may have ended already.
-        let _ = child.kill();
-        let _ = child.wait();
+        self.process.lock().unwrap().kill();
     }
 
-    pub(crate) fn ended(&self) -> Option<ExitStatus> {
-        self.child.lock().unwrap().try_wait().unwrap()
+    fn ended(&self) -> Option<ExitStatus> {
+        self.process.lock().unwrap().status()
     }
 
     /// Waits for its end.
     pub(crate) async fn exit(&self, patience: Duration) -> ExitStatus {
         within(patience, "the end of a process", || async { self.ended().is_some() }).await;
         self.ended().unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Ok(child) = self.child.get_mut() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }

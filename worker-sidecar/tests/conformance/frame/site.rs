@@ -3,7 +3,7 @@
 use super::{
     DEADLINE,
     app::{Answer, App, Order},
-    broker::{BROKER, Broker, Door},
+    broker::BROKER,
     eventually,
     ledger::{Ledger, Run},
     pod::Pod,
@@ -11,11 +11,11 @@ use super::{
 };
 use longshore_drivers::{
     Declaration, DynDriver, Enqueued, JobId, JobRecord, JobState, NewJob, Owner, Payload, QueueName,
-    QueueSettings, QueueStats,
-    policy::{Handler, QueuePolicy, RetryPolicy, WorkerPolicy},
+    QueueSettings, QueueStats, Timestamp,
+    conformance::{Broker, proxy::Proxy},
+    policy::{BrokerAccess, Handler, QueuePolicy, RetryPolicy, WorkerPolicy},
 };
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -31,7 +31,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(3);
 
 /// A broker and what belongs to one scenario on it.
 pub(crate) struct Site {
-    pub(crate) broker: Arc<dyn Broker>,
+    broker: Arc<dyn Broker>,
     pub(crate) driver: DynDriver,
     pub(crate) queue: QueueName,
     pub(crate) ledger: Arc<Ledger>,
@@ -42,17 +42,15 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) async fn start(
-        door: &dyn Door,
+        broker: Arc<dyn Broker>,
         directory: &Path,
         measured: Arc<Mutex<Option<String>>>,
     ) -> Result<Self, String> {
-        let broker = door.start(directory).await?;
-        let driver = broker.driver().await?;
-        let queue: QueueName = "conformance.workers.jobs".parse().unwrap();
+        let driver = broker.handle().await.map_err(|error| error.to_string())?;
         let site = Self {
             broker,
             driver,
-            queue,
+            queue: fresh_queue(),
             ledger: Arc::default(),
             directory: directory.to_owned(),
             pods: AtomicUsize::new(0),
@@ -78,18 +76,23 @@ impl Site {
 
     /// A pod that works on the queue.
     pub(crate) async fn pod(&self, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
-        self.pod_over(self.broker.address(), change).await
-    }
-
-    /// A pod that reaches the broker at `address`.
-    pub(crate) async fn pod_over(&self, address: SocketAddr, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
-        let pod = self.idle_pod(address, change).await;
+        let pod = self.idle_pod(change).await;
         pod.start().await;
         pod
     }
 
+    /// A pod that reaches the broker by way of `proxy`.
+    pub(crate) async fn pod_over(&self, proxy: &Proxy, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
+        let access = self.access(Some(proxy));
+        let change_all = |policy: &mut WorkerPolicy| {
+            policy.brokers = vec![access];
+            change(policy);
+        };
+        self.pod(change_all).await
+    }
+
     /// A pod whose sidecar does not run yet.
-    pub(crate) async fn idle_pod(&self, address: SocketAddr, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
+    pub(crate) async fn idle_pod(&self, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
         let number = self.pods.fetch_add(1, Ordering::SeqCst);
         let app = App::start(number, self.ledger.clone()).await;
         let mut policy = WorkerPolicy {
@@ -99,12 +102,47 @@ impl Site {
             concurrency: 4,
             drain_timeout: Duration::from_secs(60),
             handler: Handler::Http { port: app.port(), path: "/jobs".to_owned() },
-            brokers: vec![self.broker.access(address)],
+            brokers: vec![self.access(None)],
             queues: vec![self.queue_policy()],
             draining: Vec::new(),
         };
         change(&mut policy);
         Pod::new(number, app, self.directory.join(format!("pod-{number}")), policy)
+    }
+
+    /// What a policy says of the broker.
+    fn access(&self, proxy: Option<&Proxy>) -> BrokerAccess {
+        let address = proxy.map(Proxy::address);
+        let way = address.map_or_else(|| "straight".to_owned(), |address| address.port().to_string());
+        let directory = self.directory.join(format!("broker-{way}"));
+        std::fs::create_dir_all(&directory).unwrap();
+        BrokerAccess { name: BROKER.to_owned(), via: self.broker.via(address, &directory).unwrap() }
+    }
+
+    /// A way to the broker that can be broken.
+    pub(crate) async fn proxy(&self) -> Proxy {
+        Proxy::start(self.broker.address().expect("the scenario needs a network")).await.unwrap()
+    }
+
+    /// SIGKILL to the broker; returns when it is gone.
+    pub(crate) async fn kill_broker(&self) {
+        self.broker.kill().await.unwrap();
+    }
+
+    /// Starts the broker again with the same data; returns when it answers over the connections from before, too.
+    pub(crate) async fn start_broker(&self) {
+        self.broker.restart().await.unwrap();
+        eventually("the broker answers", || async { self.driver.probe().await.is_ok() }).await;
+    }
+
+    /// SIGSTOP to the broker.
+    pub(crate) async fn freeze_broker(&self) {
+        self.broker.freeze().await.unwrap();
+    }
+
+    /// SIGCONT to the broker.
+    pub(crate) async fn thaw_broker(&self) {
+        self.broker.thaw().await.unwrap();
     }
 
     fn queue_policy(&self) -> QueuePolicy {
@@ -188,6 +226,24 @@ impl Site {
         let result = result.unwrap_or_else(|| panic!("{id} has no result"));
         serde_json::from_slice::<Answer>(&result.bytes).unwrap().run
     }
+}
+
+/// The name of a queue that no other scenario uses, nor any run before on a server that outlives this one.
+fn fresh_queue() -> QueueName {
+    static QUEUES: AtomicUsize = AtomicUsize::new(0);
+    let (now, number) = (Timestamp::now().as_millis(), QUEUES.fetch_add(1, Ordering::SeqCst));
+    format!("workers-{now:x}-{}-{number}.jobs", std::process::id()).parse().unwrap()
+}
+
+/// Waits until nothing is under way on a wire: what was asked has been answered.
+pub(crate) async fn quiet(proxy: &Proxy) {
+    const QUIET: Duration = Duration::from_millis(250);
+    eventually("nothing is under way", || async {
+        let before = proxy.seen();
+        tokio::time::sleep(QUIET).await;
+        proxy.seen() == before
+    })
+    .await;
 }
 
 /// How many jobs have yet to end, if the broker can tell.

@@ -5,7 +5,10 @@ use crate::frame::{
     ledger::Ended,
     site::{QUEUE, Site, job, jobs, open, texts},
 };
-use crate::judge;
+use crate::{
+    bounds::{Bytes, at_most, over},
+    judge,
+};
 use longshore_drivers::{DeadReason, ErrorKind, JobId, JobState, NewJob, Outcome, Payload};
 use serde_json::Value;
 use std::{
@@ -16,7 +19,7 @@ use tokio::time::sleep;
 
 pub(super) async fn wait_all_processed(site: Site) {
     let _pods = [site.pod(|_| {}).await, site.pod(|_| {}).await];
-    let (ids, jobs) = jobs("job", 200, &Order { work_ms: 10, ..Order::default() });
+    let (ids, jobs) = jobs("job", over("jobs", 200_usize), &Order { work_ms: 10, ..Order::default() });
     site.enqueue(jobs).await;
     let read_empty = loop {
         if open(&site.stats().await) == Some(0) {
@@ -31,14 +34,16 @@ pub(super) async fn wait_all_processed(site: Site) {
 }
 
 pub(super) async fn poison_message_max_retry(site: Site) {
-    let _pod = site.pod(|policy| policy.queues[0].retry.max_attempts = 3).await;
+    let most = at_most("attempts", 3_u32);
+    let own_most = at_most("attempts of a job with an own limit", 2_u32);
+    let _pod = site.pod(|policy| policy.queues[0].retry.max_attempts = most).await;
     let poison = Order { answers: vec![500], ..Order::default() };
     let own = NewJob {
-        overrides: longshore_drivers::Overrides { max_attempts: Some(2), timeout: None },
+        overrides: longshore_drivers::Overrides { max_attempts: Some(own_most), timeout: None },
         ..job("own", &poison)
     };
     site.enqueue(vec![job("poison", &poison), own]).await;
-    for (id, attempts) in [("poison", 3), ("own", 2)] {
+    for (id, attempts) in [("poison", most), ("own", own_most)] {
         let record = site.reaches(id, JobState::Dead).await;
         assert_eq!(record.attempts, attempts, "attempts of {id} that the broker counted");
         let Some(Outcome::Dead { reason: DeadReason::Exhausted, failure }) = record.outcome else {
@@ -72,7 +77,7 @@ pub(super) async fn bind_invalid_json(site: Site) {
 }
 
 pub(super) async fn duplicate_delivery_idempotency(site: Site) {
-    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(|_| {}).await);
     site.enqueue(vec![job("paid", &Order { effect: true, hold: true, ..Order::default() })]).await;
     site.ran("paid", 1).await;
     assert_eq!(site.ledger.effects("paid"), 1, "the effect is done before the worker dies");
@@ -89,11 +94,12 @@ pub(super) async fn duplicate_delivery_idempotency(site: Site) {
 
 pub(super) async fn multi_worker_contention(site: Site) {
     const PODS: usize = 4;
+    over("workers", PODS);
     let mut pods = Vec::new();
     for _ in 0..PODS {
         pods.push(site.pod(|_| {}).await);
     }
-    let (ids, jobs) = jobs("job", 400, &Order { work_ms: 10, ..Order::default() });
+    let (ids, jobs) = jobs("job", over("jobs", 400_usize), &Order { work_ms: 10, ..Order::default() });
     site.enqueue(jobs).await;
     site.drained().await;
     site.succeed(texts(&ids)).await;
@@ -104,13 +110,17 @@ pub(super) async fn multi_worker_contention(site: Site) {
         pods.iter().map(|pod| runs.iter().filter(|run| run.pod == pod.number).count()).collect();
     assert!(shares.iter().all(|share| *share > 0), "somebody had nothing: {shares:?}");
     for pod in &pods {
-        assert!(site.ledger.most_at_once(pod.number) <= 4, "more than its concurrency");
+        assert!(
+            site.ledger.most_at_once(pod.number) <= at_most("at once on each", 4_usize),
+            "more than its concurrency"
+        );
     }
     site.measure(format!("shares of {PODS} workers: {shares:?}"));
 }
 
 pub(super) async fn unique_across_processes(site: Site) {
     const IDS: usize = 20;
+    over("ids at two sidecars at once", IDS);
     let (one, two) = (site.pod(|_| {}).await, site.pod(|_| {}).await);
     let body = serde_json::to_vec(&Order::default()).unwrap();
     let path = format!("/v1/queues/{QUEUE}/jobs/work");
@@ -133,8 +143,8 @@ pub(super) async fn unique_across_processes(site: Site) {
     assert_eq!(statuses, [409, 409], "the same id with another payload");
     one.kill();
     two.kill();
-    site.broker.kill();
-    site.broker.start_again().await.unwrap();
+    site.kill_broker().await;
+    site.start_broker().await;
     one.start().await;
     two.start().await;
     for id in &ids {
@@ -148,7 +158,9 @@ pub(super) async fn unique_across_processes(site: Site) {
 
 pub(super) async fn payload_large(site: Site) {
     let pod = site.pod(|policy| policy.queues[0].retry.max_attempts = 2).await;
-    let limits = site.driver.capabilities().limits;
+    let mut limits = site.driver.capabilities().limits;
+    Bytes(limits.max_payload) = at_most("of payload", Bytes(limits.max_payload));
+    Bytes(limits.max_result) = at_most("of result", Bytes(limits.max_result));
     let sized = |id: &str, bytes: usize| {
         let bare = job(id, &Order::default()).payload.len();
         job(id, &Order { padding: "p".repeat(bytes - bare), ..Order::default() })

@@ -5,21 +5,27 @@ use crate::frame::{
     eventually,
     ledger::Ended,
     pod::Pod,
-    proxy::{Proxy, Wire},
-    site::{Site, job, jobs, texts},
+    site::{LEASE, Site, job, jobs, quiet, texts},
 };
-use crate::judge;
-use longshore_drivers::JobState;
+use crate::{
+    bounds::{early, over},
+    judge,
+};
+use longshore_drivers::{
+    JobState,
+    conformance::proxy::{Proxy, Side, Weather},
+};
 use std::time::Duration;
 
 pub(super) async fn worker_restart_recovery(site: Site) {
     let pod = site.pod(|_| {}).await;
-    let (held, batch) = jobs("held", 4, &Order { hold: true, ..Order::default() });
+    let (held, batch) =
+        jobs("held", over("jobs that run", 4_usize), &Order { hold: true, ..Order::default() });
     site.enqueue(batch).await;
     for id in &held {
         site.ran(id, 1).await;
     }
-    let (waiting, batch) = jobs("waiting", 20, &Order::default());
+    let (waiting, batch) = jobs("waiting", over("jobs that wait", 20_usize), &Order::default());
     site.enqueue(batch).await;
     pod.kill();
     site.ledger.let_go(texts(&held));
@@ -37,28 +43,26 @@ pub(super) async fn worker_restart_recovery(site: Site) {
 }
 
 pub(super) async fn worker_killed_before_handler(site: Site) {
-    let proxy = Proxy::start(site.broker.address());
-    let first = site.pod_over(proxy.address(), |_| {}).await;
-    // Its claim waits at the broker: the answer will be held, so that the job is claimed and nobody has it.
-    eventually("it claims", || async { first.status().await["claiming"] == true }).await;
-    site.enqueue(vec![job("warm-up", &Order::default())]).await;
-    site.succeed(["warm-up"]).await;
-    proxy.set(Wire::AnswersHeld);
-    site.enqueue(vec![job("job", &Order::default())]).await;
-    let leased_until = site.reaches("job", JobState::Active).await.lease_until.expect("it is leased");
+    let proxy = site.proxy().await;
+    let first = site.pod_over(&proxy, |_| {}).await;
+    // The answer to its claim will be held, so that the job is claimed and nobody has it.
+    proxy.set(Weather::HeldFrom(Side::Server, "claimed-job"));
+    site.enqueue(vec![job("claimed-job", &Order::default())]).await;
+    let leased_until = site.reaches("claimed-job", JobState::Active).await.lease_until.expect("it is leased");
     first.kill();
-    assert_eq!(site.ledger.runs_of("job").len(), 0, "runs before the death");
+    assert_eq!(site.ledger.runs_of("claimed-job").len(), 0, "runs before the death");
     let _second = site.pod(|_| {}).await;
-    site.succeed(["job"]).await;
-    let runs = site.ledger.runs_of("job");
+    site.succeed(["claimed-job"]).await;
+    let runs = site.ledger.runs_of("claimed-job");
     assert_eq!((runs.len(), runs[0].attempt, runs[0].delivery), (1, 1, 2), "its one run");
-    assert!(runs[0].began_at >= leased_until, "it ran before its lease was over");
+    over("lease", LEASE);
+    assert!(runs[0].began_at.after(early()) >= leased_until, "it ran before its lease was over");
     let late = runs[0].began_at.since(leased_until);
     site.measure(format!("ran {late:.0?} after the end of the lease"));
 }
 
 pub(super) async fn worker_killed_mid_handler(site: Site) {
-    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(|_| {}).await);
     site.enqueue(vec![job("job", &Order { hold: true, ..Order::default() })]).await;
     site.ran("job", 1).await;
     first.kill();
@@ -70,19 +74,22 @@ pub(super) async fn worker_killed_mid_handler(site: Site) {
     let runs = site.ledger.runs_of("job");
     assert_eq!((runs.len(), runs[0].how()), (2, Some(Ended::HungUp)), "runs, and the end of the first");
     assert_eq!((runs[1].attempt, runs[1].delivery), (1, 2), "the loss costs a delivery and no attempt");
-    assert!(runs[1].began_at >= leased_until, "it ran before its lease was over");
+    over("lease", LEASE);
+    assert!(runs[1].began_at.after(early()) >= leased_until, "it ran before its lease was over");
     assert_eq!(site.accepted("job").await, runs[1].number, "the run whose end counts");
     let late = runs[1].began_at.since(leased_until);
     site.measure(format!("ran again {late:.0?} after the end of the lease"));
 }
 
 /// A worker whose app has answered while the wire was held, so that its settle is under way for ever.
-async fn settling(site: &Site, wire: Wire) -> (Proxy, Pod) {
-    let proxy = Proxy::start(site.broker.address());
-    let pod = site.pod_over(proxy.address(), |_| {}).await;
+async fn settling(site: &Site, held: Side) -> (Proxy, Pod) {
+    let proxy = site.proxy().await;
+    let pod = site.pod_over(&proxy, |_| {}).await;
     site.enqueue(vec![job("job", &Order { hold: true, ..Order::default() })]).await;
     site.ran("job", 1).await;
-    proxy.set(wire);
+    // Nobody waits for an answer, so that there is a connection for the settle.
+    quiet(&proxy).await;
+    proxy.set(Weather::Held(held));
     site.ledger.let_go(["job"]);
     let settling = || async { pod.status().await["unsettled"] == 1 && proxy.held() > 0 };
     eventually("the settle is under way", settling).await;
@@ -90,7 +97,7 @@ async fn settling(site: &Site, wire: Wire) -> (Proxy, Pod) {
 }
 
 pub(super) async fn worker_killed_after_handler(site: Site) {
-    let (_proxy, first) = settling(&site, Wire::RequestsHeld).await;
+    let (_proxy, first) = settling(&site, Side::Client).await;
     first.kill();
     assert_eq!(site.inspect("job").await.state, JobState::Active, "the settle arrived after all");
     let _second = site.pod(|_| {}).await;
@@ -104,7 +111,7 @@ pub(super) async fn worker_killed_after_handler(site: Site) {
 }
 
 pub(super) async fn worker_killed_mid_settle(site: Site) {
-    let (_proxy, first) = settling(&site, Wire::AnswersHeld).await;
+    let (_proxy, first) = settling(&site, Side::Server).await;
     site.succeed(["job"]).await;
     assert_eq!(first.status().await["unsettled"], 1, "the worker has not heard of it");
     first.kill();
@@ -121,11 +128,11 @@ pub(super) async fn worker_killed_mid_settle_frozen_broker(site: Site) {
     let first = site.pod(|_| {}).await;
     site.enqueue(vec![job("job", &Order { hold: true, ..Order::default() })]).await;
     site.ran("job", 1).await;
-    site.broker.freeze();
+    site.freeze_broker().await;
     site.ledger.let_go(["job"]);
     eventually("the settle is under way", || async { first.status().await["unsettled"] == 1 }).await;
     first.kill();
-    site.broker.thaw();
+    site.thaw_broker().await;
     let _second = site.pod(|_| {}).await;
     site.succeed(["job"]).await;
     site.enqueue(vec![job("behind", &Order { work_ms: 5000, ..Order::default() })]).await;

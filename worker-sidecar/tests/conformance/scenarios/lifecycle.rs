@@ -1,5 +1,6 @@
 //! How workers begin, go on and end.
 
+use crate::bounds::over;
 use crate::frame::{
     app::Order,
     eventually,
@@ -35,17 +36,19 @@ pub(super) async fn register_handler(site: Site) {
 pub(super) async fn startworkers_idempotent(site: Site) {
     let pod = site.pod(|_| {}).await;
     let order = Order { work_ms: 5, ..Order::default() };
-    let (mut ids, first) = jobs("first", 100, &order);
+    let each = over("jobs", 300_usize) / 3;
+    over("processes for one pod", 2_usize);
+    let (mut ids, first) = jobs("first", each, &order);
     site.enqueue(first).await;
     let second = pod.another().await;
-    let (more, then) = jobs("second", 100, &order);
+    let (more, then) = jobs("second", each, &order);
     site.enqueue(then).await;
     ids.extend(more);
     // The same policy again, then another one, then what is no policy: the last good one stays.
     pod.change(|_| {});
     pod.change(|policy| policy.concurrency = 7);
     eventually("the new policy is taken", || async { pod.status().await["concurrency"] == 7 }).await;
-    let (more, then) = jobs("third", 100, &order);
+    let (more, then) = jobs("third", each, &order);
     site.enqueue(then).await;
     ids.extend(more);
     site.drained().await;
@@ -57,8 +60,9 @@ pub(super) async fn startworkers_idempotent(site: Site) {
 
 pub(super) async fn worker_churn(site: Site) {
     const CYCLES: usize = 6;
+    over("starts and stops", CYCLES);
     let stay = site.pod(|policy| policy.concurrency = 2).await;
-    let come_and_go = site.idle_pod(site.broker.address(), |_| {}).await;
+    let come_and_go = site.idle_pod(|_| {}).await;
     let order = Order { work_ms: 20, ..Order::default() };
     let mut ids = Vec::new();
     for cycle in 0..CYCLES {
@@ -87,7 +91,7 @@ pub(super) async fn suspended_queue_starts_nothing(site: Site) {
     let pod = site.pod(|policy| policy.queues[0].suspended = true).await;
     site.enqueue(vec![job("waits", &Order::default())]).await;
     // The length of two looks at the policy; a sidecar that claims takes milliseconds.
-    sleep(Duration::from_secs(2)).await;
+    sleep(over("suspended", Duration::from_secs(2))).await;
     assert_eq!((site.ledger.begun(), site.inspect("waits").await.state), (0, JobState::Ready));
     pod.change(|policy| policy.queues[0].suspended = false);
     site.succeed(["waits"]).await;

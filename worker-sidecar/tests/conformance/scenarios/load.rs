@@ -5,14 +5,21 @@ use crate::frame::{
     eventually,
     site::{QUEUE, Site, job, jobs, texts},
 };
-use crate::{history::is_soak, judge};
+use crate::{
+    bounds::{at_most, over},
+    history::is_soak,
+    judge,
+};
 use longshore_drivers::{DeadReason, DriverExt, ErrorKind, JobState, NewJob, Outcome, Payload};
 use std::time::Duration;
 
 pub(super) async fn backpressure_saturation(site: Site) {
     const DEPTH: u64 = 50;
-    site.declare(|settings| settings.max_depth = DEPTH).await;
-    let pod = site.pod(|policy| policy.concurrency = 2).await;
+    let depth = at_most("jobs that wait", DEPTH);
+    let slots = at_most("jobs at once", 2_u32);
+    site.declare(|settings| settings.max_depth = depth).await;
+    let pod = site.pod(|policy| policy.concurrency = slots).await;
+    let slots = slots as usize;
     let order = Order { hold: true, answers: vec![500, 200], ..Order::default() };
     let mut ids = Vec::new();
     let refusal = loop {
@@ -21,29 +28,29 @@ pub(super) async fn backpressure_saturation(site: Site) {
             Ok(_) => ids.push(id),
             Err(error) => break error,
         }
-        if ids.len() == 2 {
-            eventually("both slots are taken", || async { site.ledger.running() == 2 }).await;
+        if ids.len() == slots {
+            eventually("both slots are taken", || async { site.ledger.running() == slots }).await;
         }
         assert!(ids.len() < 200, "the queue is never full");
     };
     assert_eq!(
         (refusal.kind, ids.len() as u64),
-        (ErrorKind::Full, DEPTH + 2),
+        (ErrorKind::Full, depth + slots as u64),
         "the refusal, and the jobs before"
     );
     let path = format!("/v1/queues/{QUEUE}/jobs/work");
     let (status, _) = pod.post(&path, &[], serde_json::to_vec(&Order::default()).unwrap()).await;
     assert_eq!(status, 429, "the local API's refusal");
-    assert_eq!(site.ledger.begun(), 2, "a saturated worker takes no more");
+    assert_eq!(site.ledger.begun(), slots, "a saturated worker takes no more");
     // Retries of a full queue are nobody's new jobs: each job fails once.
     site.ledger.let_go(texts(&ids));
     site.drained().await;
     site.succeed(texts(&ids)).await;
-    assert!(site.ledger.most_at_once(pod.number) <= 2, "more than its concurrency");
+    assert!(site.ledger.most_at_once(pod.number) <= slots, "more than its concurrency");
     let (after, batch) = jobs("after", 20, &Order::default());
     site.enqueue(batch).await;
     site.succeed(texts(&after)).await;
-    site.measure(format!("refused at {DEPTH} waiting jobs; {} retries went in all the same", ids.len()));
+    site.measure(format!("refused at {depth} waiting jobs; {} retries went in all the same", ids.len()));
 }
 
 /// Jobs of each kind.
@@ -91,6 +98,9 @@ pub(super) async fn soak_mixed_load(site: Site) {
             site.enqueue(std::mem::replace(&mut batch, rest)).await;
         }
     }
+    over("jobs", kinds.len() * each());
+    over("kinds of them", kinds.len());
+    over("workers", pods.len());
     pods[0].terminate().await;
     pods[0].start().await;
     site.drained_within(soak_patience()).await;

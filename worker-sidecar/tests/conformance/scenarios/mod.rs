@@ -10,6 +10,7 @@ mod shutdown;
 mod timing;
 
 use crate::{Scenario, history};
+use longshore_drivers::conformance::needs::{NETWORK, PROCESS};
 use std::time::Duration;
 
 /// The longest that a scenario may take unless it says otherwise.
@@ -17,12 +18,13 @@ const PATIENCE: fn() -> Duration = || Duration::from_secs(90);
 
 /// Makes the table of all scenarios from paths of functions, so that names can't drift.
 macro_rules! scenarios {
-    ($($module:ident :: $name:ident $([alone, $patience:expr])? : $guarantee:literal;)+) => {
+    ($($module:ident :: $name:ident $(($($need:ident),+))? $([alone, $patience:expr])? : $guarantee:literal;)+) => {
         /// All scenarios, by subject.
         pub(crate) const ALL: &[Scenario] = &[$(
             Scenario {
                 name: stringify!($name),
                 guarantee: $guarantee,
+                needs: &[$($(&$need),+)?],
                 alone: scenarios!(@alone $($patience)?),
                 patience: scenarios!(@patience $($patience)?),
                 run: |site| Box::pin($module::$name(site)),
@@ -45,29 +47,29 @@ scenarios! {
     delivery::bind_invalid_json: "A payload that the handler refuses with 400 is dead at once, and the next job runs.";
     delivery::duplicate_delivery_idempotency: "A repeated delivery carries the same idempotency key, so that an effect can be done once.";
     delivery::multi_worker_contention: "Several worker processes share a queue, and each job runs once.";
-    delivery::unique_across_processes: "An id that two sidecars are given at once is one job, also after restarts of both and of the broker.";
+    delivery::unique_across_processes (PROCESS): "An id that two sidecars are given at once is one job, also after restarts of both and of the broker.";
     delivery::payload_large: "Payloads and results arrive unchanged up to the limit, and one byte more is refused.";
     timing::retry_backoff_not_before_window: "Retries are never early, grow with their number, and their jitter only lengthens them.";
     timing::timeout_retry_not_before_window: "An attempt that takes too long costs an attempt, and the next one waits for its window.";
-    timing::worker_restart_delay_recovery: "A delayed job outlives its workers and is never early.";
+    timing::worker_restart_delay_recovery (PROCESS): "A delayed job outlives its workers and is never early.";
     shutdown::shutdown_idempotent: "A stop that is asked for again and again is one stop: the running job ends and settles.";
     shutdown::shutdown_during_delay_retry: "Jobs that wait for a delay or a retry outlive a stop and keep their windows.";
     shutdown::shutdown_releases_running_job: "A stop that can't wait gives running jobs back without an attempt.";
     leases::lease_shorter_than_handler: "A handler that outlasts its lease has exactly one leased run.";
     leases::stopped_worker_wakes_after_lease: "A worker that froze over its lease has its settle refused; the job ran again, one leased run at a time.";
-    leases::stopped_worker_starts_no_lost_job: "A claim whose lease ended on its way to the worker starts nothing.";
+    leases::stopped_worker_starts_no_lost_job (NETWORK): "A claim whose lease ended on its way to the worker starts nothing.";
     leases::throttling_never_quarantines: "Throttled deliveries never count towards quarantine, lost ones do.";
     kills::worker_restart_recovery: "Jobs of a killed worker run again when it is back, and the loss costs them no attempt.";
-    kills::worker_killed_before_handler: "A job whose worker was killed between claim and handler runs once, after its lease.";
+    kills::worker_killed_before_handler (NETWORK): "A job whose worker was killed between claim and handler runs once, after its lease.";
     kills::worker_killed_mid_handler: "A job whose worker was killed mid-handler runs again elsewhere, after its lease.";
-    kills::worker_killed_after_handler: "A job whose worker was killed before the settle left runs again, and only the second end counts.";
-    kills::worker_killed_mid_settle: "A settle that reached the broker counts, whatever becomes of the worker that sent it.";
-    kills::worker_killed_mid_settle_frozen_broker: "A settle in flight to a frozen broker counts or doesn't; the job succeeds exactly once.";
+    kills::worker_killed_after_handler (NETWORK): "A job whose worker was killed before the settle left runs again, and only the second end counts.";
+    kills::worker_killed_mid_settle (NETWORK): "A settle that reached the broker counts, whatever becomes of the worker that sent it.";
+    kills::worker_killed_mid_settle_frozen_broker (PROCESS): "A settle in flight to a frozen broker counts or doesn't; the job succeeds exactly once.";
     kills::app_exit_costs_attempt: "An app that exits or closes the connection mid-job costs that job an attempt.";
-    outages::broker_killed_during_push: "Jobs that run while the broker is killed settle when it is back, without running again.";
-    outages::dispatch_during_broker_fault: "What was acknowledged before, during and after a broker's death is done; the rest is refused as such.";
-    outages::consume_after_broker_recovery: "Workers that start while the broker is away work once it is there.";
+    outages::broker_killed_during_push (PROCESS): "Jobs that run while the broker is killed settle when it is back, without running again.";
+    outages::dispatch_during_broker_fault (PROCESS): "What was acknowledged before, during and after a broker's death is done; the rest is refused as such.";
+    outages::consume_after_broker_recovery (PROCESS): "Workers that start while the broker is away work once it is there.";
     load::backpressure_saturation: "A saturated worker takes no more than its concurrency, a full queue refuses producers only, and both recover.";
     load::soak_mixed_load [alone, load::soak_patience]: "Under a mix of everything each job comes to the end that it deserves.";
-    history::history_random_kills [alone, history::patience]: "Over random kills of workers and one of the broker, each acknowledged job succeeds exactly once, and its runs never overlap.";
+    history::history_random_kills (PROCESS) [alone, history::patience]: "Over random kills of workers and one of the broker, each acknowledged job succeeds exactly once, and its runs never overlap.";
 }

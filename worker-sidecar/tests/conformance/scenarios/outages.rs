@@ -1,5 +1,6 @@
 //! Brokers that die and come back.
 
+use crate::bounds::{at_least, over};
 use crate::frame::{
     app::Order,
     eventually,
@@ -12,14 +13,15 @@ use tokio::time::sleep;
 
 pub(super) async fn broker_killed_during_push(site: Site) {
     let pod = site.pod(|policy| policy.queues[0].lease = Duration::from_secs(20)).await;
-    let (running, batch) = jobs("running", 4, &Order { hold: true, ..Order::default() });
+    let (running, batch) =
+        jobs("running", over("jobs that run", 4_usize), &Order { hold: true, ..Order::default() });
     site.enqueue(batch).await;
     for id in &running {
         site.ran(id, 1).await;
     }
-    let (waiting, batch) = jobs("waiting", 50, &Order::default());
+    let (waiting, batch) = jobs("waiting", over("jobs that wait", 50_usize), &Order::default());
     site.enqueue(batch).await;
-    site.broker.kill();
+    site.kill_broker().await;
     // Two of them end while nobody can be told, two when it is over.
     site.ledger.let_go(texts(&running[..2]));
     eventually("they end", || async { site.ledger.running() == 2 }).await;
@@ -27,7 +29,7 @@ pub(super) async fn broker_killed_during_push(site: Site) {
         pod.status().await["brokers"][0]["reachable"] == false
     })
     .await;
-    site.broker.start_again().await.unwrap();
+    site.start_broker().await;
     let back = Instant::now();
     site.succeed(texts(&running[..2])).await;
     let took = back.elapsed();
@@ -42,15 +44,15 @@ pub(super) async fn broker_killed_during_push(site: Site) {
 
 pub(super) async fn dispatch_during_broker_fault(site: Site) {
     let _pod = site.pod(|_| {}).await;
-    let (ids, batch) = jobs("job", 300, &Order::default());
+    let (ids, batch) = jobs("job", over("enqueues", 300_usize), &Order::default());
     let mut acknowledged = Vec::new();
     let mut refused = 0;
     for (number, (id, job)) in ids.iter().zip(batch).enumerate() {
         if number == 100 {
-            site.broker.kill();
+            site.kill_broker().await;
         }
         if number == 200 {
-            site.broker.start_again().await.unwrap();
+            site.start_broker().await;
         }
         match site.driver.enqueue(&site.queue, vec![job]).await.and_then(|mut answers| answers.remove(0)) {
             Ok(_) => acknowledged.push(id.as_str()),
@@ -62,23 +64,28 @@ pub(super) async fn dispatch_during_broker_fault(site: Site) {
             }
         }
     }
-    assert!(refused >= 100 && acknowledged.len() >= 190, "{refused} refused, {} not", acknowledged.len());
+    let (least_refused, least) = (at_least("refused", 100_usize), at_least("acknowledged", 190_usize));
+    assert!(
+        refused >= least_refused && acknowledged.len() >= least,
+        "{refused} refused, {} not",
+        acknowledged.len()
+    );
     site.succeed(acknowledged.iter().copied()).await;
     site.drained().await;
     site.measure(format!("{} acknowledged and done, {refused} refused", acknowledged.len()));
 }
 
 pub(super) async fn consume_after_broker_recovery(site: Site) {
-    let (ids, batch) = jobs("job", 50, &Order::default());
+    let (ids, batch) = jobs("job", over("jobs", 50_usize), &Order::default());
     site.enqueue(batch).await;
-    site.broker.kill();
+    site.kill_broker().await;
     // Started into the outage, twice.
     let pod = site.pod(|_| {}).await;
     pod.kill();
     pod.start().await;
-    sleep(Duration::from_secs(1)).await;
+    sleep(over("of outage after their start", Duration::from_secs(1))).await;
     assert_eq!(site.ledger.begun(), 0, "runs during the outage");
-    site.broker.start_again().await.unwrap();
+    site.start_broker().await;
     let back = Instant::now();
     site.succeed(texts(&ids)).await;
     let took = back.elapsed();

@@ -1,5 +1,6 @@
 //! Stops in good order.
 
+use crate::bounds::{early, over};
 use crate::frame::{
     app::Order,
     eventually,
@@ -36,7 +37,8 @@ pub(super) async fn shutdown_idempotent(site: Site) {
 }
 
 pub(super) async fn shutdown_during_delay_retry(site: Site) {
-    let (delay, backoff) = (Duration::from_secs(2), Duration::from_millis(1500));
+    let (delay, backoff) =
+        (over("delay", Duration::from_secs(2)), over("backoff", Duration::from_millis(1500)));
     let pod = site.pod(|policy| policy.queues[0].retry.initial = backoff).await;
     let since = Instant::now();
     let (delayed, batch) = jobs("delayed", 5, &Order::default());
@@ -54,21 +56,21 @@ pub(super) async fn shutdown_during_delay_retry(site: Site) {
     for id in &delayed {
         let runs = site.ledger.runs_of(id);
         assert_eq!((runs.len(), runs[0].attempt), (1, 1), "runs of {id}");
-        assert!(runs[0].began.duration_since(since) >= delay, "{id} came early");
+        assert!(runs[0].began.duration_since(since) + early() >= delay, "{id} came early");
     }
     for id in &failing {
         let runs = site.ledger.runs_of(id);
         assert_eq!(runs.iter().map(|run| run.attempt).collect::<Vec<_>>(), [1, 2], "attempts of {id}");
-        assert!(gaps(&runs)[0] >= backoff, "{id} came early");
+        assert!(gaps(&runs)[0] + early() >= backoff, "{id} came early");
     }
 }
 
 pub(super) async fn shutdown_releases_running_job(site: Site) {
-    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(site.broker.address(), |_| {}).await);
+    let (first, second) = (site.pod(|_| {}).await, site.idle_pod(|_| {}).await);
     site.enqueue(vec![job("long", &Order { hold: true, ..Order::default() })]).await;
     site.ran("long", 1).await;
     // The first signal finds a living app and waits; the second means it.
-    first.sidecar().process.signal("TERM");
+    first.sidecar().process.terminate();
     eventually("it drains", || async { first.status().await["draining"] == "draining" }).await;
     let asked = Instant::now();
     first.terminate().await;

@@ -78,6 +78,7 @@ pub(crate) struct Broker {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     held: watch::Sender<bool>,
+    settles_held: watch::Sender<bool>,
     delay: Mutex<Duration>,
 }
 
@@ -191,6 +192,11 @@ impl Broker {
     /// Leases jobs, but keeps the answers to claims that don't wait.
     pub(crate) fn hold_answers(&self, hold: bool) {
         self.held.send_replace(hold);
+    }
+
+    /// Lets settles wait on their way.
+    pub(crate) fn hold_settles(&self, hold: bool) {
+        self.settles_held.send_replace(hold);
     }
 
     /// Takes the lease of a job away.
@@ -389,6 +395,7 @@ impl Driver for Broker {
         if let Some((kind, false)) = fault {
             return Err(Error::new(kind, "this settle was told to fail"));
         }
+        let _ = self.settles_held.subscribe().wait_for(|held| !held).await;
         // A round trip, so that others pile up behind it.
         tokio::time::sleep(Duration::from_millis(2)).await;
         let answers = self.with(|state| {
