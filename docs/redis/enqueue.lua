@@ -447,7 +447,7 @@ local function unpin_old(limit)
     local old = call('ZRANGEBYSCORE', base .. set, PINNED, PINNED + now - PIN, 'LIMIT', 0, limit)
     for _, m in ipairs(old) do
       local job = get(m:sub(15))
-      if job and job.m == m then age(job) else park(set, m) end
+      if job and job.m == m and job.s[1] == set then age(job) else park(set, m) end
     end
   end
   flush()

@@ -16,6 +16,8 @@ for _, m in ipairs(members) do
   local id = m:sub(15)
   local job = get(id)
   if job and job.m == m then
+    -- It is here, whatever is known of it.
+    job.one, job.two = set, nil
     discard(job)
   else
     call('ZREM', base .. set, m)

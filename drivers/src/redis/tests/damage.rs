@@ -118,6 +118,23 @@ async fn a_job_that_lost_one_of_its_two_parts_holds_up_neither_itself_nor_its_id
     assert_eq!(again.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), ["two"]);
     assert!(subject.succeed(&old[0]).await.is_err());
     subject.succeed(&again[0]).await.unwrap();
+    // When it was over it isn't run again, and can be purged.
+    for id in ["three", "four"] {
+        subject.driver.enqueue_one(&subject.queue, told(id)).await.unwrap();
+        let claimed = subject.claim(1).await;
+        subject.succeed(&claimed[0]).await.unwrap();
+        let () = subject.raw(&["HDEL", &key("t"), id]).await;
+    }
+    let names: Vec<String> = subject.raw(&["ZRANGE", &key("S"), "-2", "-1"]).await;
+    // Its end was told, so it is pinned: one for more than thirty days, the other one not any more.
+    let (seconds, _): (u64, u64) = subject.raw(&["TIME"]).await;
+    let now = (seconds * 1000).to_string();
+    let () = subject.raw(&["ZADD", &key("S"), "4503599627370497", &names[0], &now, &names[1]]).await;
+    assert_eq!(subject.driver.stats(&subject.queue).await.unwrap().parked, Some(1));
+    assert!(subject.claim(1).await.is_empty());
+    assert_eq!(subject.driver.purge(&subject.queue, JobState::Succeeded, 10).await.unwrap(), 3);
+    let left: usize = subject.raw(&["ZCARD", &key("S")]).await;
+    assert_eq!(left, 0);
     subject.end().await;
 }
 
