@@ -32,7 +32,7 @@ end
 
 -- Rounded up: instants are cut to milliseconds, and nothing may be early.
 local function after(delay)
-  delay = tonumber(delay)
+  delay = math.min(tonumber(delay), 31622400000)
   return delay > 0 and now + delay + 1 or now
 end
 
@@ -58,46 +58,102 @@ local function fields(key, ids)
   return found
 end
 
+-- Numbers as commands get them. Redis makes text of a number slowly, and most jobs of a call share theirs.
+local texts = {}
+local function text(number)
+  local known = texts[number]
+  if not known then
+    known = string.format('%.0f', number)
+    texts[number] = known
+  end
+  return known
+end
+
 -- What is gathered.
 local touched, readied, soonest, addresses, parked = {}, 0, nil, {}, {}
 
--- A job is { id, m = its name in sorted sets, s = what is stored, from = the sorted sets it may be in, to, score }. Stored:
--- 1 state  2 number  3 time  4 enqueued at  5 due at  6 attempts  7 lost  8 deliveries  9 notifies  10 payload bytes  11 key
--- 12 type  13 media type  14 has extras  15 claimed at  16 worker  17 finished at  18 failure  19 its message
--- 20 why dead  21 result bytes  22 unpinned  23 cancel requested  24 token
-local ABSENT = { [15] = 0, [16] = '', [17] = 0, [18] = false, [19] = '', [20] = '', [21] = -1, [22] = 0, [23] = 0, [24] = '' }
+-- A job is { id, m = its name in sorted sets, s = what is known of it, one, two = the sorted sets it may be in, to, score }.
+-- Known, and stored as two fields that drivers read too. Longer texts are slow here, so what never changes stands apart and is
+-- handed out as it is: `s`, followed by the payload if that is short (a longer one is in `b`):
+-- 4 enqueued at  10 payload bytes  12 type  13 media type  14 has extras  25 whether the payload follows
+-- What changes, `t`: none before anything did (a job that waits since it came, in no line):
+-- 1 state  2 number  3 time  5 due at  6 attempts  7 lost  8 deliveries  9 notifies  11 key  15 claimed at  16 worker
+-- 17 finished at  18 failure ("+" and its reason, or nothing)  19 its message  20 why dead  21 result bytes  22 unpinned
+-- 23 cancel requested  24 token
+local FIXED = '>I7I6I6BI4BBI4c0I4c0I4c0'
+local CHANGES = '>c1I7I7I6I4I4I4BI4c0I6Hc0I6Hc0Hc0Bc0i4BBBc0'
+local INLINE = 512
+local STATES = { W = true, B = true, A = true, S = true, D = true, C = true }
 local jobs = {}
+
+local function pack(s)
+  return struct.pack(CHANGES, s[1], s[2], s[3], s[5], s[6], s[7], s[8], s[9], #s[11], s[11], s[15], #s[16], s[16], s[17],
+    #s[18], s[18], #s[19], s[19], #s[20], s[20], s[21], s[22], s[23], #s[24], s[24])
+end
+
+-- A job that waits since it came.
+local function fresh_of(raw)
+  local number, enqueued, due, notifies, bytes, extras, follows, key, kind, media = struct.unpack(FIXED, raw)
+  return { 'W', number, due, enqueued, due, 0, 0, 0, notifies, bytes, key, kind, media, extras, 0, '', 0, '', '', '', -1, 0, 0,
+    '', follows }
+end
+
+-- What it lacks of what never changes stands there as nothing, see `learn`.
+local function changed_of(raw)
+  local state, number, time, due, attempts, lost, deliveries, notifies, key, claimed, worker, finished, failure, message, why,
+    bytes, unpinned, cancel, token = struct.unpack(CHANGES, raw)
+  return { state, number, time, 0, due, attempts, lost, deliveries, notifies, 0, key, '', '', 0, claimed, worker, finished,
+    failure, message, why, bytes, unpinned, cancel, token, 0 }
+end
 
 local function name_of(s, id) return string.format('%014x', s[2]) .. id end
 
-local function decode(id, raw)
+local function job_of(id, s)
+  local one, two = s[1], nil
+  if one == 'W' then one, two = 'R', s[6] == 0 and 'W' or 'Y' end
+  return { id = id, s = s, m = name_of(s, id), one = one, two = two, to = nil, score = 0, moved = false, touched = false,
+    stored = nil }
+end
+
+local function decode(id, raw, read)
   if not raw then return false end
-  local fine, s = pcall(cmsgpack.unpack, raw)
-  if not fine or type(s) ~= 'table' or type(s[1]) ~= 'string' or type(s[13]) ~= 'string' then return nil end
-  for at = 2, 10 do
-    if type(s[at]) ~= 'number' then return nil end
-  end
-  if s[15] == nil then
-    for at = 15, 24 do s[at] = ABSENT[at] end
-  end
-  local from = s[1] == 'W' and { 'R', s[6] == 0 and 'W' or 'Y' } or { s[1] }
-  return { id = id, s = s, m = name_of(s, id), from = from }
+  local fine, s = pcall(read, raw)
+  return fine and STATES[s[1]] and job_of(id, s) or nil
 end
 
 -- The job: false when there is none, nil when what is stored makes no sense.
 local function get(id)
-  if jobs[id] == nil then jobs[id] = decode(id, call('HGET', base .. 's', id)) end
+  if jobs[id] == nil then
+    local raw = call('HGET', base .. 't', id)
+    if raw then
+      jobs[id] = decode(id, raw, changed_of)
+    else
+      jobs[id] = decode(id, call('HGET', base .. 's', id), fresh_of)
+    end
+  end
   return jobs[id]
 end
 
 local function load(ids)
-  local wanted = {}
+  local wanted, rest = {}, {}
   for _, id in ipairs(ids) do
     if jobs[id] == nil then wanted[#wanted + 1] = id end
   end
-  local raw = fields('s', wanted)
-  for at, id in ipairs(wanted) do jobs[id] = decode(id, raw[at]) end
+  local raw = fields('t', wanted)
+  for at, id in ipairs(wanted) do
+    if raw[at] then jobs[id] = decode(id, raw[at], changed_of) else rest[#rest + 1] = id end
+  end
+  raw = fields('s', rest)
+  for at, id in ipairs(rest) do jobs[id] = decode(id, raw[at], fresh_of) end
 end
+
+local function learned(s, raw)
+  local _, enqueued, _, _, bytes, extras, follows, _, kind, media = struct.unpack(FIXED, raw)
+  s[4], s[10], s[12], s[13], s[14], s[25] = enqueued, bytes, kind, media, extras, follows
+end
+
+-- Has a job know also what never changes of it; whether that makes sense.
+local function learn(job, raw) return raw and (pcall(learned, job.s, raw)) end
 
 local function touch(job)
   if not job.touched then
@@ -126,6 +182,14 @@ local function over(s) return s[1] == 'S' or s[1] == 'D' or s[1] == 'C' end
 
 -- Whether nobody should see the job any more, although it was not swept yet.
 local function forgotten(s) return over(s) and s[3] < PINNED and s[3] + retain[s[1]] <= now end
+
+-- Whether the job is in this state. One that lost what changed of it looks as if it waited since it came; it is where it was
+-- found, and goes on from there.
+local function is_in(job, m, set)
+  if not job or job.m ~= m then return false end
+  if job.s[1] == 'W' then job.one, job.two = set, nil end
+  return job.s[1] == set or job.s[1] == 'W'
+end
 
 local function wait(job, due)
   local s = job.s
@@ -157,7 +221,7 @@ local function advance(key)
     call('ZREM', base .. 'L', entry)
     call('HSET', base .. 'F', key, member)
     local next = get(member:sub(15))
-    if next and next.m == member and next.s[1] == 'B' then
+    if is_in(next, member, 'B') then
       wait(next, math.max(next.s[3], now))
       return
     end
@@ -175,19 +239,14 @@ local function leave_line(job)
   end
 end
 
--- Who came in this script is not stored yet.
-local entered = {}
-
 -- Whether nobody stands in a line under this name any more.
 local function absent(m)
-  if entered[m] then return false end
   local job = get(m:sub(15))
   return not job or job.m ~= m or over(job.s)
 end
 
 -- The first of a line who is gone or can't be read would hold up all others.
 local function enter_line(m, key)
-  entered[m] = true
   if call('HSETNX', base .. 'F', key, m) == 1 then return true end
   local head = call('HGET', base .. 'F', key)
   if head == m then return true end
@@ -218,11 +277,10 @@ end
 -- The end of a job as answers carry it: state, why dead, failure, its message, result bytes, a small result.
 local function outcome_of(s, id)
   local small = s[1] == 'S' and s[21] >= 0 and s[21] <= 1024 and call('HGET', base .. 'r', id)
-  return { s[1], s[20], s[18] or '', s[19], s[21], small or '' }
+  return { s[1], s[20], s[18]:sub(2), s[19], s[21], small or '' }
 end
 
 local function announce(job, outcome)
-  if job.s[9] ~= 1 then return end
   local note = call('HGET', base .. 'n', job.id)
   local at = note and note:find(' ', 1, true)
   if not at then
@@ -244,9 +302,11 @@ local function finish(job, state, result)
   local s = job.s
   s[1], s[23], s[24], s[17] = state, 0, '', now
   put(job, state, now + (s[9] == 1 and PINNED or 0))
-  local outcome = { state, s[20], s[18] or '', s[19], s[21], '' }
-  if state == 'S' and s[21] >= 0 and s[21] <= 1024 then outcome[6] = result end
-  announce(job, outcome)
+  if s[9] == 1 then
+    local outcome = { state, s[20], s[18]:sub(2), s[19], s[21], '' }
+    if state == 'S' and s[21] >= 0 and s[21] <= 1024 then outcome[6] = result end
+    announce(job, outcome)
+  end
   leave_line(job)
 end
 
@@ -262,7 +322,7 @@ end
 
 local function discard(job)
   if not over(job.s) then
-    announce(job, { 'P', '', '', '', -1, '' })
+    if job.s[9] == 1 then announce(job, { 'P', '', '', '', -1, '' }) end
     leave_line(job)
   end
   remove(job)
@@ -273,7 +333,7 @@ local function lose(job)
   local s = job.s
   s[7] = s[7] + 1
   if s[7] >= math.max(tonumber(settings[7]) or 1, 1) and s[23] == 0 then
-    s[18], s[20] = 'DeliveriesLost', 'Quarantined'
+    s[18], s[20] = '+DeliveriesLost', 'Quarantined'
     s[19] = string.format('%d deliveries ended without a settle, the last one at worker "%s"', s[7], s[16])
     finish(job, 'D')
   else
@@ -289,38 +349,48 @@ local function held(id, token)
   if job and job.s[1] == 'A' and job.s[24] == token and token ~= '' and job.s[3] > now then return job end
 end
 
+local function forget(ids)
+  for _, key in ipairs({ 's', 't', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, ids) end
+end
+
+local function gather(lists, set, member, score)
+  local list = lists[set]
+  if not list then
+    list = {}
+    lists[set] = list
+  end
+  if score then list[#list + 1] = score end
+  list[#list + 1] = member
+end
+
 -- Makes the gathered moves.
 local function flush()
   local leave, enter, store, gone = {}, {}, {}, {}
   for _, job in ipairs(touched) do
-    for _, set in ipairs(job.moved and job.from or {}) do
-      if set ~= job.to then
-        leave[set] = leave[set] or {}
-        table.insert(leave[set], job.m)
-      end
-    end
-    if job.moved and job.to then
-      enter[job.to] = enter[job.to] or {}
-      table.insert(enter[job.to], job.score)
-      table.insert(enter[job.to], job.m)
-      job.from = { job.to }
+    local to, m = job.to, job.m
+    if job.moved then
+      if job.one and job.one ~= to then gather(leave, job.one, m) end
+      if job.two and job.two ~= to then gather(leave, job.two, m) end
+      if to then gather(enter, to, m, text(job.score)) end
+      job.one, job.two = to, nil
     end
     if job.gone then
       gone[#gone + 1] = job.id
-      if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
+      if job.s[18] == '+Unreadable' then call('SREM', base .. 'P', m) end
       jobs[job.id] = false
     else
-      store[#store + 1] = job.id
-      store[#store + 1] = cmsgpack.pack(job.s)
+      job.stored = pack(job.s)
+      local at = #store
+      store[at + 1], store[at + 2] = job.id, job.stored
     end
     job.touched, job.moved = false, false
   end
   touched = {}
   for set, list in pairs(leave) do many('ZREM', base .. set, list) end
   for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end
-  many('HSET', base .. 's', store, 2)
+  many('HSET', base .. 't', store, 2)
   if #gone > 0 then
-    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, gone) end
+    forget(gone)
   end
 end
 
@@ -350,7 +420,7 @@ local function expire(limit)
   load(ids)
   for at, m in ipairs(ended) do
     local job = jobs[ids[at]]
-    if job and job.m == m and job.s[1] == 'A' then lose(job) else park('A', m) end
+    if is_in(job, m, 'A') then lose(job) else park('A', m) end
   end
   flush()
 end
@@ -366,7 +436,7 @@ local function sweep(limit)
         old[at] = m:sub(15)
         jobs[old[at]] = false
       end
-      for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, old) end
+      forget(old)
     end
   end
 end
@@ -377,7 +447,7 @@ local function unpin_old(limit)
     local old = call('ZRANGEBYSCORE', base .. set, PINNED, PINNED + now - PIN, 'LIMIT', 0, limit)
     for _, m in ipairs(old) do
       local job = get(m:sub(15))
-      if job and job.m == m then age(job) else park(set, m) end
+      if job and job.m == m and job.s[1] == set then age(job) else park(set, m) end
     end
   end
   flush()
@@ -416,7 +486,7 @@ local function close()
   vacate()
   flush()
   if settings[1] then
-    call('HSET', KEYS[1], 'clock', now, 'shift', shift, 'seq', seq)
+    call('HSET', KEYS[1], 'clock', text(now), 'shift', text(shift), 'seq', text(seq))
   end
   if readied > 0 then
     if not paused then wake(readied) end
@@ -428,34 +498,45 @@ end
 if not declared then return { 'NOTFOUND' } end
 -- Adds jobs. ARGV[2] is "1" when the addresses of all jobs that notify are in their index. Then nine for each job: id, type,
 -- media type, payload, delay in milliseconds, JSON of headers and overrides (or nothing), address, context, ordering key.
-local JOB = 9
-local count = (#ARGV - 2) / JOB
-if count ~= math.floor(count) then return redis.error_reply('ERR a job takes ' .. JOB .. ' arguments') end
+-- Or ARGV[2] is "same": then type and media type of all jobs, and two for each, id and payload; they have nothing else.
+local JOB, alike = 9, ARGV[2] == 'same'
+local count = alike and (#ARGV - 4) / 2 or (#ARGV - 2) / JOB
+if count < 0 or count ~= math.floor(count) then
+  return redis.error_reply('ERR a job takes ' .. JOB .. ' arguments, or two behind "same", a type and a media type')
+end
 
-local find, known = string.find, { [''] = true, ['0'] = true, ['application/json'] = true }
+-- Type, media type, payload, delay, extras, address, context and key of a job.
+local function what(at)
+  if alike then return ARGV[3], ARGV[4], ARGV[4 + 2 * at], '0', '', '', '', '' end
+  local from = 4 + (at - 1) * JOB
+  return unpack(ARGV, from, from + 7)
+end
+
+local find, words = string.find, { [''] = true, ['application/json'] = true }
 
 -- Types, keys and media types come again and again.
 local function word(text, most)
-  if known[text] == nil then known[text] = #text <= most and not find(text, '[%c "\\\128-\255]') end
-  return known[text]
+  if words[text] == nil then words[text] = #text <= most and not find(text, '[%c "\\\128-\255]') end
+  return words[text]
 end
 
 -- Whether a job keeps the contract's limits: one that doesn't must leave nothing behind, and hold up nobody in its line.
-local function legal(from)
-  local id, kind, media, delay, address = ARGV[from + 1], ARGV[from + 2], ARGV[from + 3], ARGV[from + 5], ARGV[from + 7]
-  return #id > 0 and #id <= 200 and not find(id, '[^%w._:-]') and kind ~= '' and word(kind, 128) and word(ARGV[from + 9], 128)
-    and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]')) and #ARGV[from + 4] <= 1048576
-    and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
-    and #ARGV[from + 6] <= 65536 and #ARGV[from + 8] <= 1024 and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]'))
+local function legal(id, kind, media, payload, delay, extras, address, context, key)
+  return #id > 0 and #id <= 200 and not find(id, '[^%w._:-]') and kind ~= '' and word(kind, 128) and #payload <= 1048576
+    and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]'))
+    and (alike or word(key, 128) and #extras <= 65536 and #context <= 1024
+      and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
+      and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]')))
 end
 
 local ids, bad, told = {}, {}, {}
 for at = 1, count do
-  local from = 2 + (at - 1) * JOB
-  ids[at], bad[at] = ARGV[from + 1], not legal(from)
-  local address = ARGV[from + 7]
+  local id = ARGV[alike and 3 + 2 * at or 3 + (at - 1) * JOB]
+  local address = alike and '' or ARGV[(at - 1) * JOB + 9]
+  ids[at], bad[at] = id, not legal(id, what(at))
   if address ~= '' and not bad[at] then told[address] = told[address] or {} end
 end
+
 -- Readers find the queue by an index that lies elsewhere, so it is written before there can be a completion.
 for address in pairs(told) do
   if call('SISMEMBER', base .. 'x', address) == 0 then
@@ -463,20 +544,26 @@ for address in pairs(told) do
     call('SADD', base .. 'x', address)
   end
 end
-load(ids)
+-- Nobody knows most of them.
+local known = fields('s', ids)
+for at, id in ipairs(ids) do
+  if not known[at] then jobs[id] = false elseif get(id) and not learn(get(id), known[at]) then jobs[id] = nil end
+end
 local depth = 0
 for _, set in ipairs({ 'R', 'W', 'Y', 'B' }) do depth = depth + call('ZCARD', base .. set) end
-local max, fresh = tonumber(settings[6]), {}
-local bodies, metas, states, notes, enter, codes, details = {}, {}, {}, {}, { R = {}, W = {}, B = {} }, {}, {}
+local max, fresh, place = tonumber(settings[6]), {}, {}
+local bodies, metas, states, changed, notes, enter, codes, details = {}, {}, {}, {}, {}, {}, {}, {}
+local created = {}
 
-local function same(id, from)
-  local kind, media, payload = ARGV[from + 2], ARGV[from + 3], ARGV[from + 4]
+local function same(id, kind, media, payload)
   if fresh[id] then
-    local other = fresh[id]
-    return ARGV[other + 2] == kind and ARGV[other + 3] == media and ARGV[other + 4] == payload
+    local other_kind, other_media, other_payload = what(fresh[id])
+    return other_kind == kind and other_media == media and other_payload == payload
   end
   local s = jobs[id].s
-  return s[12] == kind and s[13] == media and call('HGET', base .. 'b', id) == payload
+  if s[12] ~= kind or s[13] ~= media or s[10] ~= #payload then return false end
+  if s[25] == 0 then return call('HGET', base .. 'b', id) == payload end
+  return #payload == 0 or call('HGET', base .. 's', id):sub(-#payload) == payload
 end
 
 local function seen(s)
@@ -486,69 +573,89 @@ end
 
 -- How a job ended that left by a purge or with its queue, until its completion is acknowledged.
 local function left(id, address)
-  local raw = address ~= '' and call('HGET', base .. 'c', id)
+  if address == '' then return nil end
+  local raw = call('HGET', base .. 'c', id)
   local fine, c = pcall(cmsgpack.unpack, raw or '')
   if raw and fine and type(c) == 'table' and c[12] then return { c[7], c[7], c[8], c[9], c[10], c[11], c[12] } end
 end
 
-local function add(id, from)
-  local payload, address, key = ARGV[from + 4], ARGV[from + 7], ARGV[from + 9]
-  local s = { 'W', number(), after(ARGV[from + 5]), now, 0, 0, 0, 0, address ~= '' and 1 or 0, #payload, key,
-    ARGV[from + 2], ARGV[from + 3], ARGV[from + 6] ~= '' and 1 or 0 }
-  s[5] = s[3]
-  local m, set = name_of(s, id), s[3] <= now and 'R' or 'W'
-  if fifo and not enter_line(m, key) then s[1], set = 'B', 'B' end
-  if set == 'R' then readied = readied + 1 end
-  if set == 'W' then soonest = math.min(soonest or s[3], s[3]) end
-  table.insert(enter[set], s[3])
-  table.insert(enter[set], m)
-  local at = #bodies
-  bodies[at + 1], bodies[at + 2] = id, payload
-  if s[14] == 1 then
-    metas[#metas + 1] = id
-    metas[#metas + 1] = ARGV[from + 6]
+local function add(at, id, kind, media, payload, delay, extras, address, context, key)
+  local own, due, size = number(), after(delay), #payload
+  local m, set, notifies = string.format('%014x', own) .. id, due <= now and 'R' or 'W', address ~= '' and 1 or 0
+  if fifo then
+    local state = 'W'
+    if not enter_line(m, key) then state, set = 'B', 'B' end
+    local s = { state, own, due, 0, due, 0, 0, 0, notifies, 0, key, '', '', 0, 0, '', 0, '', '', '', -1, 0, 0, '', 0 }
+    changed[#changed + 1] = id
+    changed[#changed + 1] = pack(s)
+    -- Those behind it find it in its line before it is stored.
+    jobs[id] = job_of(id, s)
   end
-  states[at + 1], states[at + 2] = id, cmsgpack.pack(s)
+  if set == 'R' then readied = readied + 1 end
+  if set == 'W' then soonest = math.min(soonest or due, due) end
+  gather(enter, set, m, text(due))
+  local fixed = struct.pack(FIXED, own, now, due, notifies, size, extras ~= '' and 1 or 0, size <= INLINE and 1 or 0, #key, key,
+    #kind, kind, #media, media)
+  if size <= INLINE then
+    fixed = fixed .. payload
+  else
+    bodies[#bodies + 1] = id
+    bodies[#bodies + 1] = payload
+  end
+  if extras ~= '' then
+    metas[#metas + 1] = id
+    metas[#metas + 1] = extras
+  end
   if address ~= '' then
     notes[#notes + 1] = id
-    notes[#notes + 1] = address .. ' ' .. ARGV[from + 8]
+    notes[#notes + 1] = address .. ' ' .. context
   end
-  fresh[id], depth, jobs[id] = from, depth + 1, { s = s }
+  local to = #states
+  states[to + 1], states[to + 2] = id, fixed
+  created[#created + 1] = id
+  fresh[id], place[id], depth = at, set, depth + 1
   return 'C'
 end
 
-local function decide(at)
+local function decide(at, id, kind, media, payload, delay, extras, address, context, key)
   if bad[at] then return 'I' end
-  local id, from = ids[at], 2 + (at - 1) * JOB
   local job = jobs[id]
   if job == nil then return 'U' end
-  if ARGV[from + 9] ~= '' and not fifo then return 'O' end
+  if key ~= '' and not fifo then return 'O' end
+  if fresh[id] then
+    if not same(id, kind, media, payload) then return 'X' end
+    details[#details + 1] = { place[id] }
+    return 'D'
+  end
   if job and forgotten(job.s) then
     call('ZREM', base .. job.s[1], job.m)
-    if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
-    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
-    job = false
+    if job.s[18] == '+Unreadable' then call('SREM', base .. 'P', job.m) end
+    forget({ id })
+    jobs[id], job = false, false
   end
   if job then
-    if not same(id, from) then return 'X' end
+    if not same(id, kind, media, payload) then return 'X' end
     local ended = over(job.s) and outcome_of(job.s, id) or {}
     details[#details + 1] = { seen(job.s), unpack(ended) }
     return 'D'
   end
-  local before = left(id, ARGV[from + 7])
+  local before = left(id, address)
   if before then
     details[#details + 1] = before
     return 'D'
   end
-  if ARGV[from + 7] == '' and depth >= max then return 'F' end
-  return add(id, from)
+  if address == '' and depth >= max then return 'F' end
+  return add(at, id, kind, media, payload, delay, extras, address, context, key)
 end
 
-for at = 1, count do codes[at] = decide(at) end
+for at, id in ipairs(ids) do codes[at] = decide(at, id, what(at)) end
 many('HSET', base .. 'b', bodies, 2)
 many('HSET', base .. 'm', metas, 2)
 many('HSET', base .. 's', states, 2)
+-- What is left of a damaged job must not speak for the one that comes under its id.
+if not fifo then many('HDEL', base .. 't', created) end
+many('HSET', base .. 't', changed, 2)
 many('HSET', base .. 'n', notes, 2)
 for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end
-if #bodies > 0 then close() end
+if #states > 0 then close() end
 return { 'OK', table.concat(codes), details, settings[6] }

@@ -7,6 +7,7 @@ use super::{
     link::{Link, closed},
     reply::{self, Items},
     scripts,
+    stored::Stored,
 };
 use crate::{Claim, Claimed, Error, JobId, Limits, Notify, Payload, QueueName, Receipt, Result, Timestamp};
 use bytes::Bytes;
@@ -111,10 +112,11 @@ async fn hand_out(link: &Arc<Link>, hub: &Arc<Hub>, key: &Key, wishes: &[Wish]) 
     let next = items.natural()?.map(Duration::from_millis);
     let lease_until = items.time()?;
     let mut jobs = Vec::new();
-    for job in items.items()? {
-        let mut fields = Items::new(job)?;
+    let mut fields = items.items()?;
+    while !fields.is_empty() {
         let id = fields.text()?;
-        match decode(&id, fields, &token, lease_until) {
+        let parts = Parts::read(&mut fields)?;
+        match decode(&id, parts, &token, lease_until) {
             Ok(job) => jobs.push(job),
             Err(error) => {
                 tracing::warn!(%queue, job = id, %error, "a job that can't be read is dead");
@@ -151,25 +153,47 @@ fn bury(link: &Arc<Link>, hub: &Arc<Hub>, queue: &QueueName, id: String, token: 
     });
 }
 
-fn decode(id: &str, mut items: Items, token: &str, lease_until: Timestamp) -> Result<Claimed> {
-    let items = &mut items;
+/// What belongs to a job that was handed out, beside its id.
+struct Parts {
+    fixed: Bytes,
+    changes: Vec<u8>,
+    /// Empty when it follows what never changes.
+    payload: Bytes,
+    extras: Vec<u8>,
+    note: String,
+}
+
+impl Parts {
+    fn read(items: &mut Items) -> Result<Self> {
+        Ok(Self {
+            fixed: items.bytes()?.into(),
+            changes: items.bytes()?,
+            payload: items.bytes()?.into(),
+            extras: items.bytes()?,
+            note: String::from_utf8_lossy(&items.bytes()?).into_owned(),
+        })
+    }
+}
+
+fn decode(id: &str, parts: Parts, token: &str, lease_until: Timestamp) -> Result<Claimed> {
     let id = JobId::new(id)?;
-    let (job_type, content_type, extras) = (items.text()?, items.text()?, reply::extras(&items.bytes()?)?);
-    let payload = Payload { content_type, bytes: Bytes::from(items.bytes()?) };
+    let stored = Stored::read(&parts.fixed, &parts.changes)?;
+    let extras = reply::extras(&parts.extras)?;
+    let bytes = stored.payload.unwrap_or(parts.payload);
     Ok(Claimed {
         receipt: receipt(token, &id),
         id,
-        job_type,
-        payload,
+        job_type: stored.job_type,
+        payload: Payload { content_type: stored.content_type, bytes },
         overrides: extras.overrides,
         headers: extras.headers,
-        attempt: items.small()?,
-        delivery: items.small()?,
-        enqueued_at: items.time()?,
-        ready_at: items.time()?,
-        ordering_key: Some(items.text()?).filter(|key| !key.is_empty()),
-        last_failure: reply::failure(items)?,
-        notify: notify(&items.text()?)?,
+        attempt: stored.attempts.saturating_add(1),
+        delivery: stored.deliveries,
+        enqueued_at: stored.enqueued_at,
+        ready_at: stored.due_at,
+        ordering_key: Some(stored.key).filter(|key| !key.is_empty()),
+        last_failure: stored.failure,
+        notify: notify(&parts.note)?,
         lease_until,
     })
 }

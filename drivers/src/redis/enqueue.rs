@@ -105,6 +105,36 @@ pub(super) fn index(link: &Link, address: &Address) -> String {
     format!("{}:a:{{{address}}}", link.prefix)
 }
 
+/// The type and the media type of all jobs, when they share them and have nothing else beside their payloads.
+fn alike(rows: &[Row]) -> Option<(&str, &str)> {
+    let first = &rows.first()?.job;
+    let plain = |Row { job, extras, .. }: &Row| {
+        job.job_type == first.job_type
+            && job.payload.content_type == first.payload.content_type
+            && extras.is_empty()
+            && job.delay.is_zero()
+            && job.notify.is_none()
+            && job.ordering_key.as_ref().is_none_or(String::is_empty)
+    };
+    rows.iter().all(plain).then_some((&first.job_type, &first.payload.content_type))
+}
+
+fn write(cmd: &mut redis::Cmd, Row { id, job, extras }: &Row) {
+    let delay = u64::try_from(job.delay.as_millis()).unwrap_or(u64::MAX);
+    let delay = delay + u64::from(delay == 0 && !job.delay.is_zero());
+    let (address, context) =
+        job.notify.as_ref().map_or(("", ""), |notify| (notify.address.as_str(), notify.context.as_str()));
+    cmd.arg(id.as_str())
+        .arg(&job.job_type)
+        .arg(&job.payload.content_type)
+        .arg(&job.payload.bytes[..])
+        .arg(delay)
+        .arg(extras)
+        .arg(address)
+        .arg(context)
+        .arg(job.ordering_key.as_deref().unwrap_or_default());
+}
+
 /// None when addresses have to be put into their index first.
 async fn send(
     link: &Link,
@@ -114,23 +144,14 @@ async fn send(
 ) -> Result<Option<Vec<Result<Enqueued>>>> {
     let answer = link
         .run(&scripts::ENQUEUE, queue, |cmd| {
-            cmd.arg(if indexed { "1" } else { "" });
-            for Row { id, job, extras } in rows {
-                let delay = u64::try_from(job.delay.as_millis()).unwrap_or(u64::MAX);
-                let delay = delay + u64::from(delay == 0 && !job.delay.is_zero());
-                let (address, context) = job
-                    .notify
-                    .as_ref()
-                    .map_or(("", ""), |notify| (notify.address.as_str(), notify.context.as_str()));
-                cmd.arg(id.as_str())
-                    .arg(&job.job_type)
-                    .arg(&job.payload.content_type)
-                    .arg(&job.payload.bytes[..])
-                    .arg(delay)
-                    .arg(extras)
-                    .arg(address)
-                    .arg(context)
-                    .arg(job.ordering_key.as_deref().unwrap_or_default());
+            if let Some((job_type, content_type)) = alike(rows) {
+                cmd.arg("same").arg(job_type).arg(content_type);
+                for Row { id, job, .. } in rows {
+                    cmd.arg(id.as_str()).arg(&job.payload.bytes[..]);
+                }
+            } else {
+                cmd.arg(if indexed { "1" } else { "" });
+                rows.iter().for_each(|row| write(cmd, row));
             }
         })
         .await?;

@@ -105,7 +105,7 @@ async fn send(link: &Link, queue: &QueueName, settlements: &[&Settlement]) -> Re
 fn write(cmd: &mut Cmd, settle: &Settle) {
     let cut = |failure: &Failure| Failure::new(failure.reason.as_str(), failure.message.as_str());
     match settle {
-        Settle::Succeed { result: None } => cmd.arg("S").arg(-1).arg("").arg("").arg(""),
+        Settle::Succeed { result: None } => cmd.arg("K"),
         Settle::Succeed { result: Some(result) } => {
             cmd.arg("S").arg(result.len()).arg("").arg("").arg(reply::pack_result(result))
         }

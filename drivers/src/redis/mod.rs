@@ -26,6 +26,7 @@ mod reply;
 mod scripts;
 mod server;
 mod slices;
+mod stored;
 #[cfg(test)]
 #[cfg(feature = "conformance")]
 mod tests;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// The version of the layout of our keys. It stands in `<prefix>:meta`.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Scripts may write after they asked for the time from this version on.
 const OLDEST: (u32, u32) = (7, 0);
 
@@ -177,6 +177,16 @@ async fn identity(connection: &mut MultiplexedConnection, prefix: &str, call: Ca
             ErrorKind::Fatal,
             format!(
                 "the data under {key} was written by a newer Longshore (layout {}); use that one",
+                meta.layout
+            ),
+        ));
+    }
+    if meta.layout < LAYOUT {
+        return Err(Error::new(
+            ErrorKind::Fatal,
+            format!(
+                "the data under {key} was written before the first release (layout {}); let that version work its \
+                 queues off and remove the keys, or use another prefix",
                 meta.layout
             ),
         ));

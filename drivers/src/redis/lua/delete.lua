@@ -10,7 +10,7 @@ local gone = {}
 fifo = false
 for at = 1, #page[2], 2 do
   local job = get(page[2][at])
-  if job and not over(job.s) then announce(job, { 'P', '', '', '', -1, '' }) end
+  if job and job.s[9] == 1 and not over(job.s) then announce(job, { 'P', '', '', '', -1, '' }) end
   gone[#gone + 1] = page[2][at]
 end
 many('HDEL', base .. 'n', gone)
@@ -18,7 +18,7 @@ touched = {}
 close()
 if call('EXISTS', base .. 'n') == 1 then return { 'MORE', page[1] } end
 wake(1000)
-for _, key in ipairs({ 'q', 's', 'b', 'm', 'r', 'R', 'W', 'Y', 'B', 'A', 'S', 'D', 'C', 'P', 'L', 'F', 'x', 'w' }) do
+for _, key in ipairs({ 'q', 's', 't', 'b', 'm', 'r', 'R', 'W', 'Y', 'B', 'A', 'S', 'D', 'C', 'P', 'L', 'F', 'x', 'w' }) do
   call('UNLINK', base .. key)
 end
 -- Completions outlive the queue, and so does the clock that they go by.

@@ -20,9 +20,12 @@ local found = call('ZRANGE', set, start, start + limit, 'WITHSCORES')
 local page, ids, next = {}, {}, ''
 for at = 1, math.min(#found, 2 * limit), 2 do ids[#ids + 1] = found[at]:sub(15) end
 load(ids)
+local fixed = fields('s', ids)
 for at, id in ipairs(ids) do
   local job = jobs[id]
-  if job and job.m == found[2 * at - 1] and not forgotten(job.s) then page[#page + 1] = record(job) end
+  if job and job.m == found[2 * at - 1] and not forgotten(job.s) and learn(job, fixed[at]) then
+    page[#page + 1] = record(job)
+  end
 end
 if #found > 2 * limit then next = string.format('%.0f', found[2 * limit]) .. '.' .. found[2 * limit - 1] end
 return { 'OK', next, page }

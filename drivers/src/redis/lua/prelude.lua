@@ -32,7 +32,7 @@ end
 
 -- Rounded up: instants are cut to milliseconds, and nothing may be early.
 local function after(delay)
-  delay = tonumber(delay)
+  delay = math.min(tonumber(delay), 31622400000)
   return delay > 0 and now + delay + 1 or now
 end
 
@@ -58,46 +58,102 @@ local function fields(key, ids)
   return found
 end
 
+-- Numbers as commands get them. Redis makes text of a number slowly, and most jobs of a call share theirs.
+local texts = {}
+local function text(number)
+  local known = texts[number]
+  if not known then
+    known = string.format('%.0f', number)
+    texts[number] = known
+  end
+  return known
+end
+
 -- What is gathered.
 local touched, readied, soonest, addresses, parked = {}, 0, nil, {}, {}
 
--- A job is { id, m = its name in sorted sets, s = what is stored, from = the sorted sets it may be in, to, score }. Stored:
--- 1 state  2 number  3 time  4 enqueued at  5 due at  6 attempts  7 lost  8 deliveries  9 notifies  10 payload bytes  11 key
--- 12 type  13 media type  14 has extras  15 claimed at  16 worker  17 finished at  18 failure  19 its message
--- 20 why dead  21 result bytes  22 unpinned  23 cancel requested  24 token
-local ABSENT = { [15] = 0, [16] = '', [17] = 0, [18] = false, [19] = '', [20] = '', [21] = -1, [22] = 0, [23] = 0, [24] = '' }
+-- A job is { id, m = its name in sorted sets, s = what is known of it, one, two = the sorted sets it may be in, to, score }.
+-- Known, and stored as two fields that drivers read too. Longer texts are slow here, so what never changes stands apart and is
+-- handed out as it is: `s`, followed by the payload if that is short (a longer one is in `b`):
+-- 4 enqueued at  10 payload bytes  12 type  13 media type  14 has extras  25 whether the payload follows
+-- What changes, `t`: none before anything did (a job that waits since it came, in no line):
+-- 1 state  2 number  3 time  5 due at  6 attempts  7 lost  8 deliveries  9 notifies  11 key  15 claimed at  16 worker
+-- 17 finished at  18 failure ("+" and its reason, or nothing)  19 its message  20 why dead  21 result bytes  22 unpinned
+-- 23 cancel requested  24 token
+local FIXED = '>I7I6I6BI4BBI4c0I4c0I4c0'
+local CHANGES = '>c1I7I7I6I4I4I4BI4c0I6Hc0I6Hc0Hc0Bc0i4BBBc0'
+local INLINE = 512
+local STATES = { W = true, B = true, A = true, S = true, D = true, C = true }
 local jobs = {}
+
+local function pack(s)
+  return struct.pack(CHANGES, s[1], s[2], s[3], s[5], s[6], s[7], s[8], s[9], #s[11], s[11], s[15], #s[16], s[16], s[17],
+    #s[18], s[18], #s[19], s[19], #s[20], s[20], s[21], s[22], s[23], #s[24], s[24])
+end
+
+-- A job that waits since it came.
+local function fresh_of(raw)
+  local number, enqueued, due, notifies, bytes, extras, follows, key, kind, media = struct.unpack(FIXED, raw)
+  return { 'W', number, due, enqueued, due, 0, 0, 0, notifies, bytes, key, kind, media, extras, 0, '', 0, '', '', '', -1, 0, 0,
+    '', follows }
+end
+
+-- What it lacks of what never changes stands there as nothing, see `learn`.
+local function changed_of(raw)
+  local state, number, time, due, attempts, lost, deliveries, notifies, key, claimed, worker, finished, failure, message, why,
+    bytes, unpinned, cancel, token = struct.unpack(CHANGES, raw)
+  return { state, number, time, 0, due, attempts, lost, deliveries, notifies, 0, key, '', '', 0, claimed, worker, finished,
+    failure, message, why, bytes, unpinned, cancel, token, 0 }
+end
 
 local function name_of(s, id) return string.format('%014x', s[2]) .. id end
 
-local function decode(id, raw)
+local function job_of(id, s)
+  local one, two = s[1], nil
+  if one == 'W' then one, two = 'R', s[6] == 0 and 'W' or 'Y' end
+  return { id = id, s = s, m = name_of(s, id), one = one, two = two, to = nil, score = 0, moved = false, touched = false,
+    stored = nil }
+end
+
+local function decode(id, raw, read)
   if not raw then return false end
-  local fine, s = pcall(cmsgpack.unpack, raw)
-  if not fine or type(s) ~= 'table' or type(s[1]) ~= 'string' or type(s[13]) ~= 'string' then return nil end
-  for at = 2, 10 do
-    if type(s[at]) ~= 'number' then return nil end
-  end
-  if s[15] == nil then
-    for at = 15, 24 do s[at] = ABSENT[at] end
-  end
-  local from = s[1] == 'W' and { 'R', s[6] == 0 and 'W' or 'Y' } or { s[1] }
-  return { id = id, s = s, m = name_of(s, id), from = from }
+  local fine, s = pcall(read, raw)
+  return fine and STATES[s[1]] and job_of(id, s) or nil
 end
 
 -- The job: false when there is none, nil when what is stored makes no sense.
 local function get(id)
-  if jobs[id] == nil then jobs[id] = decode(id, call('HGET', base .. 's', id)) end
+  if jobs[id] == nil then
+    local raw = call('HGET', base .. 't', id)
+    if raw then
+      jobs[id] = decode(id, raw, changed_of)
+    else
+      jobs[id] = decode(id, call('HGET', base .. 's', id), fresh_of)
+    end
+  end
   return jobs[id]
 end
 
 local function load(ids)
-  local wanted = {}
+  local wanted, rest = {}, {}
   for _, id in ipairs(ids) do
     if jobs[id] == nil then wanted[#wanted + 1] = id end
   end
-  local raw = fields('s', wanted)
-  for at, id in ipairs(wanted) do jobs[id] = decode(id, raw[at]) end
+  local raw = fields('t', wanted)
+  for at, id in ipairs(wanted) do
+    if raw[at] then jobs[id] = decode(id, raw[at], changed_of) else rest[#rest + 1] = id end
+  end
+  raw = fields('s', rest)
+  for at, id in ipairs(rest) do jobs[id] = decode(id, raw[at], fresh_of) end
 end
+
+local function learned(s, raw)
+  local _, enqueued, _, _, bytes, extras, follows, _, kind, media = struct.unpack(FIXED, raw)
+  s[4], s[10], s[12], s[13], s[14], s[25] = enqueued, bytes, kind, media, extras, follows
+end
+
+-- Has a job know also what never changes of it; whether that makes sense.
+local function learn(job, raw) return raw and (pcall(learned, job.s, raw)) end
 
 local function touch(job)
   if not job.touched then
@@ -126,6 +182,14 @@ local function over(s) return s[1] == 'S' or s[1] == 'D' or s[1] == 'C' end
 
 -- Whether nobody should see the job any more, although it was not swept yet.
 local function forgotten(s) return over(s) and s[3] < PINNED and s[3] + retain[s[1]] <= now end
+
+-- Whether the job is in this state. One that lost what changed of it looks as if it waited since it came; it is where it was
+-- found, and goes on from there.
+local function is_in(job, m, set)
+  if not job or job.m ~= m then return false end
+  if job.s[1] == 'W' then job.one, job.two = set, nil end
+  return job.s[1] == set or job.s[1] == 'W'
+end
 
 local function wait(job, due)
   local s = job.s
@@ -157,7 +221,7 @@ local function advance(key)
     call('ZREM', base .. 'L', entry)
     call('HSET', base .. 'F', key, member)
     local next = get(member:sub(15))
-    if next and next.m == member and next.s[1] == 'B' then
+    if is_in(next, member, 'B') then
       wait(next, math.max(next.s[3], now))
       return
     end
@@ -175,19 +239,14 @@ local function leave_line(job)
   end
 end
 
--- Who came in this script is not stored yet.
-local entered = {}
-
 -- Whether nobody stands in a line under this name any more.
 local function absent(m)
-  if entered[m] then return false end
   local job = get(m:sub(15))
   return not job or job.m ~= m or over(job.s)
 end
 
 -- The first of a line who is gone or can't be read would hold up all others.
 local function enter_line(m, key)
-  entered[m] = true
   if call('HSETNX', base .. 'F', key, m) == 1 then return true end
   local head = call('HGET', base .. 'F', key)
   if head == m then return true end
@@ -218,11 +277,10 @@ end
 -- The end of a job as answers carry it: state, why dead, failure, its message, result bytes, a small result.
 local function outcome_of(s, id)
   local small = s[1] == 'S' and s[21] >= 0 and s[21] <= 1024 and call('HGET', base .. 'r', id)
-  return { s[1], s[20], s[18] or '', s[19], s[21], small or '' }
+  return { s[1], s[20], s[18]:sub(2), s[19], s[21], small or '' }
 end
 
 local function announce(job, outcome)
-  if job.s[9] ~= 1 then return end
   local note = call('HGET', base .. 'n', job.id)
   local at = note and note:find(' ', 1, true)
   if not at then
@@ -244,9 +302,11 @@ local function finish(job, state, result)
   local s = job.s
   s[1], s[23], s[24], s[17] = state, 0, '', now
   put(job, state, now + (s[9] == 1 and PINNED or 0))
-  local outcome = { state, s[20], s[18] or '', s[19], s[21], '' }
-  if state == 'S' and s[21] >= 0 and s[21] <= 1024 then outcome[6] = result end
-  announce(job, outcome)
+  if s[9] == 1 then
+    local outcome = { state, s[20], s[18]:sub(2), s[19], s[21], '' }
+    if state == 'S' and s[21] >= 0 and s[21] <= 1024 then outcome[6] = result end
+    announce(job, outcome)
+  end
   leave_line(job)
 end
 
@@ -262,7 +322,7 @@ end
 
 local function discard(job)
   if not over(job.s) then
-    announce(job, { 'P', '', '', '', -1, '' })
+    if job.s[9] == 1 then announce(job, { 'P', '', '', '', -1, '' }) end
     leave_line(job)
   end
   remove(job)
@@ -273,7 +333,7 @@ local function lose(job)
   local s = job.s
   s[7] = s[7] + 1
   if s[7] >= math.max(tonumber(settings[7]) or 1, 1) and s[23] == 0 then
-    s[18], s[20] = 'DeliveriesLost', 'Quarantined'
+    s[18], s[20] = '+DeliveriesLost', 'Quarantined'
     s[19] = string.format('%d deliveries ended without a settle, the last one at worker "%s"', s[7], s[16])
     finish(job, 'D')
   else
@@ -289,38 +349,48 @@ local function held(id, token)
   if job and job.s[1] == 'A' and job.s[24] == token and token ~= '' and job.s[3] > now then return job end
 end
 
+local function forget(ids)
+  for _, key in ipairs({ 's', 't', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, ids) end
+end
+
+local function gather(lists, set, member, score)
+  local list = lists[set]
+  if not list then
+    list = {}
+    lists[set] = list
+  end
+  if score then list[#list + 1] = score end
+  list[#list + 1] = member
+end
+
 -- Makes the gathered moves.
 local function flush()
   local leave, enter, store, gone = {}, {}, {}, {}
   for _, job in ipairs(touched) do
-    for _, set in ipairs(job.moved and job.from or {}) do
-      if set ~= job.to then
-        leave[set] = leave[set] or {}
-        table.insert(leave[set], job.m)
-      end
-    end
-    if job.moved and job.to then
-      enter[job.to] = enter[job.to] or {}
-      table.insert(enter[job.to], job.score)
-      table.insert(enter[job.to], job.m)
-      job.from = { job.to }
+    local to, m = job.to, job.m
+    if job.moved then
+      if job.one and job.one ~= to then gather(leave, job.one, m) end
+      if job.two and job.two ~= to then gather(leave, job.two, m) end
+      if to then gather(enter, to, m, text(job.score)) end
+      job.one, job.two = to, nil
     end
     if job.gone then
       gone[#gone + 1] = job.id
-      if job.s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
+      if job.s[18] == '+Unreadable' then call('SREM', base .. 'P', m) end
       jobs[job.id] = false
     else
-      store[#store + 1] = job.id
-      store[#store + 1] = cmsgpack.pack(job.s)
+      job.stored = pack(job.s)
+      local at = #store
+      store[at + 1], store[at + 2] = job.id, job.stored
     end
     job.touched, job.moved = false, false
   end
   touched = {}
   for set, list in pairs(leave) do many('ZREM', base .. set, list) end
   for set, list in pairs(enter) do many('ZADD', base .. set, list, 2) end
-  many('HSET', base .. 's', store, 2)
+  many('HSET', base .. 't', store, 2)
   if #gone > 0 then
-    for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, gone) end
+    forget(gone)
   end
 end
 
@@ -350,7 +420,7 @@ local function expire(limit)
   load(ids)
   for at, m in ipairs(ended) do
     local job = jobs[ids[at]]
-    if job and job.m == m and job.s[1] == 'A' then lose(job) else park('A', m) end
+    if is_in(job, m, 'A') then lose(job) else park('A', m) end
   end
   flush()
 end
@@ -366,7 +436,7 @@ local function sweep(limit)
         old[at] = m:sub(15)
         jobs[old[at]] = false
       end
-      for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do many('HDEL', base .. key, old) end
+      forget(old)
     end
   end
 end
@@ -377,7 +447,7 @@ local function unpin_old(limit)
     local old = call('ZRANGEBYSCORE', base .. set, PINNED, PINNED + now - PIN, 'LIMIT', 0, limit)
     for _, m in ipairs(old) do
       local job = get(m:sub(15))
-      if job and job.m == m then age(job) else park(set, m) end
+      if job and job.m == m and job.s[1] == set then age(job) else park(set, m) end
     end
   end
   flush()
@@ -416,7 +486,7 @@ local function close()
   vacate()
   flush()
   if settings[1] then
-    call('HSET', KEYS[1], 'clock', now, 'shift', shift, 'seq', seq)
+    call('HSET', KEYS[1], 'clock', text(now), 'shift', text(shift), 'seq', text(seq))
   end
   if readied > 0 then
     if not paused then wake(readied) end

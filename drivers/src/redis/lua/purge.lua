@@ -9,13 +9,15 @@ local members = call('ZRANGEBYSCORE', base .. set, '-inf', '(' .. string.format(
 -- Of a job whose state is gone or can't be read, the rest goes; whoever is to be told of it hears that it was purged.
 local function clear(m, id)
   announce({ id = id, s = { [2] = tonumber(m:sub(1, 14), 16) or 0, [9] = 1 } }, { 'P', '', '', '', -1, '' })
-  for _, key in ipairs({ 's', 'b', 'm', 'r', 'n' }) do call('HDEL', base .. key, id) end
+  forget({ id })
 end
 
 for _, m in ipairs(members) do
   local id = m:sub(15)
   local job = get(id)
   if job and job.m == m then
+    -- It is here, whatever is known of it.
+    job.one, job.two = set, nil
     discard(job)
   else
     call('ZREM', base .. set, m)
@@ -31,7 +33,8 @@ if set == 'D' then
     -- A completion has a name of its own; a job's number never begins with that letter.
     local told = m:sub(1, 1) == 'c'
     local id = m:sub(told and 27 or 15)
-    if call('HEXISTS', base .. (told and 'c' or 's'), id) == 0 then
+    local there = call('HEXISTS', base .. (told and 'c' or 's'), id) == 1 or not told and call('HEXISTS', base .. 't', id) == 1
+    if not there then
       call('SREM', base .. 'P', m)
       if not told then clear(m, id) end
     end

@@ -12,7 +12,7 @@ for at = 2, #ARGV do
     codes[at - 1] = 'W'
   else
     local s = job.s
-    if s[18] == 'Unreadable' then call('SREM', base .. 'P', job.m) end
+    if s[18] == '+Unreadable' then call('SREM', base .. 'P', job.m) end
     s[6], s[7], s[8], s[17], s[20] = 0, 0, 0, 0, ''
     if fifo then enter_line(job.m, s[11]) end
     wait(job, now)

@@ -81,24 +81,126 @@ async fn a_job_that_breaks_a_limit_is_refused_alone_and_leaves_nothing() {
     subject.end().await;
 }
 
+/// What a producer is answered that sends these arguments behind the prefix.
+async fn send(subject: &Subject, words: &[&str]) -> redis::RedisResult<Vec<Value>> {
+    let mut cmd = redis::cmd("EVAL");
+    cmd.arg(scripts::ENQUEUE.text).arg(1).arg("longshore:{line}:q").arg("longshore").arg(words);
+    cmd.query_async(&mut subject.raw.clone()).await
+}
+
 #[tokio::test]
 async fn a_call_with_a_part_of_a_job_does_nothing() {
     let subject = start().await;
-    let mut cmd = redis::cmd("EVAL");
-    cmd.arg(scripts::ENQUEUE.text).arg(1).arg("longshore:{line}:q").arg("longshore").arg("");
-    cmd.arg(&["one", "mail", "text/plain", "{}", "0", "", "", "", "k", "two", "mail"]);
-    let answer: redis::RedisResult<Value> = cmd.query_async(&mut subject.raw.clone()).await;
-    assert!(answer.is_err(), "{answer:?}");
+    for words in [
+        &["", "one", "mail", "text/plain", "{}", "0", "", "", "", "k", "two", "mail"][..],
+        &[],
+        &["same"],
+        &["same", "mail"],
+        &["same", "mail", "text/plain", "one", "{}", "two"],
+    ] {
+        let answer = send(&subject, words).await;
+        assert!(answer.is_err(), "{words:?}: {answer:?}");
+    }
     assert!(next(&subject).await.is_empty());
+    subject.end().await;
+}
+
+#[tokio::test]
+async fn the_short_form_keeps_the_same_limits() {
+    let subject = start().await;
+    let (long, heavy) = ("x".repeat(201), "x".repeat(1024 * 1024 + 1));
+    let calls: [(&[&str], &str); 7] = [
+        (&["same", "mail", "text/plain", "a b", "{}", "", "{}", &long, "{}", "good", "{}"], "IIIC"),
+        (&["same", "mail", "text/plain; charset=utf-8", "heavy", &heavy], "I"),
+        (&["same", "", "text/plain", "one", "{}"], "I"),
+        (&["same", "a\"b", "text/plain", "one", "{}", "two", "{}"], "II"),
+        (&["same", "mail", "text\nplain", "one", "{}"], "I"),
+        (&["same", "mail", &long, "one", "{}"], "I"),
+        (&["same", "mail", "text/plain"], ""),
+    ];
+    for (words, codes) in calls {
+        let answer = send(&subject, words).await.unwrap();
+        assert_eq!(answer[1], Value::BulkString(codes.into()), "{:?}", &words[..3]);
+    }
+    let claimed = next(&subject).await;
+    assert_eq!(claimed.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), ["good"]);
+    assert_eq!(subject.driver.stats(&line()).await.unwrap().parked, Some(0));
+    subject.end().await;
+}
+
+/// Jobs come one after the other, in this order.
+async fn come(subject: &Subject, expected: &[&str]) {
+    for id in expected {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let claimed = loop {
+            let claimed = next(subject).await;
+            if !claimed.is_empty() {
+                break claimed;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{id}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert_eq!(claimed.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), [*id]);
+        let succeed = Settle::Succeed { result: None };
+        subject.driver.settle_one(&line(), &claimed[0].receipt, succeed).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn jobs_of_one_call_stand_in_their_line_in_their_order() {
+    let subject = start().await;
+    let jobs = ["one", "two", "three"].map(|id| [id, "mail", "text/plain", "{}", "0", "k"]);
+    let answer = produce(&subject, &jobs).await;
+    assert_eq!(answer[1], Value::BulkString(b"CCC".to_vec()));
+    come(&subject, &["one", "two", "three"]).await;
+    subject.end().await;
+}
+
+#[tokio::test]
+async fn a_long_line_of_damaged_jobs_holds_up_nobody_who_comes_behind() {
+    let subject = start().await;
+    let ids: Vec<_> = (0..150).map(|index| format!("damaged-{index}")).collect();
+    for id in &ids {
+        enqueue(&subject, id).await;
+    }
+    for id in &ids {
+        let () = subject.raw(&["HSET", "longshore:{line}:t", id, "nonsense"]).await;
+    }
+    // Both come while the line goes past a hundred jobs at a time.
+    let jobs = ["one", "two"].map(|id| [id, "mail", "text/plain", "{}", "0", "k"]);
+    let answer = produce(&subject, &jobs).await;
+    assert_eq!(answer[1], Value::BulkString(b"CC".to_vec()));
+    come(&subject, &["one", "two"]).await;
+    subject.end().await;
+}
+
+#[tokio::test]
+async fn jobs_that_lost_what_changed_of_them_stay_in_their_line() {
+    let subject = start().await;
+    for id in ["one", "two", "three"] {
+        enqueue(&subject, id).await;
+    }
+    let short = crate::Claim { lease: Duration::from_millis(1), ..claim(10, Duration::ZERO) };
+    assert_eq!(subject.driver.claim(&line(), short).await.unwrap().len(), 1);
+    let () = subject.raw(&["DEL", "longshore:{line}:t"]).await;
+    come(&subject, &["one", "two", "three"]).await;
+    assert_eq!(subject.driver.stats(&line()).await.unwrap().parked, Some(0));
     subject.end().await;
 }
 
 #[tokio::test]
 async fn a_job_at_the_head_of_its_line_that_cannot_be_read_holds_up_nobody() {
     // What is damaged, and who comes across it.
-    for (damage, finder) in
-        [("HDEL", "claim"), ("HSET", "claim"), ("HDEL", "purge"), ("HSET", "purge"), ("HDEL", "lease")]
-    {
+    for (damage, hash, finder) in [
+        ("HDEL", "s", "claim"),
+        ("HSET", "s", "claim"),
+        ("HSET", "t", "claim"),
+        ("HDEL", "s", "purge"),
+        ("HSET", "s", "purge"),
+        ("HSET", "t", "purge"),
+        ("HDEL", "s", "lease"),
+        ("HSET", "t", "lease"),
+    ] {
         let subject = start().await;
         enqueue(&subject, "one").await;
         enqueue(&subject, "two").await;
@@ -106,13 +208,9 @@ async fn a_job_at_the_head_of_its_line_that_cannot_be_read_holds_up_nobody() {
             let short = crate::Claim { lease: Duration::from_millis(1), ..claim(10, Duration::ZERO) };
             assert_eq!(subject.driver.claim(&line(), short).await.unwrap().len(), 1);
         }
-        let words = ["HSET", "longshore:{line}:s", "one", "nonsense"];
-        let words: Vec<_> = if damage == "HDEL" {
-            ["HDEL"].iter().chain(&words[1..3]).copied().collect()
-        } else {
-            words.to_vec()
-        };
-        let () = subject.raw(&words).await;
+        let key = format!("longshore:{{line}}:{hash}");
+        let words = [damage, &key, "one", "nonsense"];
+        let () = subject.raw(&words[..if damage == "HDEL" { 3 } else { 4 }]).await;
         if finder == "purge" {
             assert_eq!(subject.driver.purge(&line(), JobState::Ready, 10).await.unwrap(), 1);
         }
@@ -122,14 +220,14 @@ async fn a_job_at_the_head_of_its_line_that_cannot_be_read_holds_up_nobody() {
             if !claimed.is_empty() {
                 break claimed;
             }
-            assert!(tokio::time::Instant::now() < deadline, "{damage}, found by a {finder}");
+            assert!(tokio::time::Instant::now() < deadline, "{damage} {hash}, found by a {finder}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        assert_eq!(claimed[0].id.as_str(), "two", "{damage}, found by a {finder}");
+        assert_eq!(claimed[0].id.as_str(), "two", "{damage} {hash}, found by a {finder}");
         let succeed = Settle::Succeed { result: None };
         subject.driver.settle_one(&line(), &claimed[0].receipt, succeed).await.unwrap();
         let heads: usize = subject.raw(&["HLEN", F]).await;
-        assert_eq!(heads, 0, "{damage}, found by a {finder}");
+        assert_eq!(heads, 0, "{damage} {hash}, found by a {finder}");
         subject.end().await;
     }
 }

@@ -88,12 +88,16 @@ async fn a_suspended_queue_that_filled_the_memory_can_be_resumed_and_emptied() {
 }
 
 #[tokio::test]
-async fn data_of_a_newer_version_is_left_alone() {
+async fn data_of_another_layout_is_left_alone() {
     let subject = Subject::start(ALWAYS).await;
-    let () = subject.raw(&["SET", "longshore:meta", r#"{"layout":2,"backendId":"x"}"#]).await;
-    assert_eq!(subject.driver.probe().await.unwrap_err().kind, ErrorKind::Fatal);
-    let fresh = Redis::new(RedisConfig::new(&subject.server.url()).unwrap()).unwrap();
-    assert_eq!(fresh.enqueue_one(&subject.queue, job("one")).await.unwrap_err().kind, ErrorKind::Fatal);
+    for layout in [1, 3] {
+        let meta = format!(r#"{{"layout":{layout},"backendId":"x"}}"#);
+        let () = subject.raw(&["SET", "longshore:meta", &meta]).await;
+        assert_eq!(subject.driver.probe().await.unwrap_err().kind, ErrorKind::Fatal);
+        let fresh = Redis::new(RedisConfig::new(&subject.server.url()).unwrap()).unwrap();
+        let refused = fresh.enqueue_one(&subject.queue, job("one")).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Fatal, "layout {layout}");
+    }
     subject.end().await;
 }
 

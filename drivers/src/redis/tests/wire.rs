@@ -31,7 +31,10 @@ async fn the_examples_of_the_page_enqueue() {
     }
     assert!(answers.iter().all(|answer| answer.starts_with("OK\n")), "{answers:?}");
     let claimed = subject.claim(10).await;
-    assert_eq!(claimed.len(), 1, "the other one is delayed");
+    assert_eq!(claimed.len(), 3, "one is delayed");
+    assert_eq!(claimed[2].id.as_str(), "order-4714");
+    assert_eq!(&claimed[2].payload.bytes[..], br#"{"to":"anybody@example.com"}"#);
+    assert_eq!((claimed[2].job_type.as_str(), claimed[2].headers.len()), ("mail", 0));
     assert_eq!(claimed[0].id.as_str(), "order-4711");
     assert_eq!(claimed[0].job_type, "mail");
     assert_eq!(&claimed[0].payload.bytes[..], br#"{"to":"somebody@example.com"}"#);
