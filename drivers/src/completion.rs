@@ -16,6 +16,9 @@ use std::{fmt, time::Duration};
 pub struct Address(String);
 
 impl Address {
+    /// The longest one, in bytes.
+    pub(crate) const MAX: usize = 127;
+
     /// An address of 1 to 127 lowercase letters, digits, dashes and dots.
     ///
     /// # Errors
@@ -24,7 +27,7 @@ impl Address {
         let text = text.into();
         let legal =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
-        if text.is_empty() || text.len() > 127 || !text.bytes().all(legal) {
+        if text.is_empty() || text.len() > Self::MAX || !text.bytes().all(legal) {
             return Err(Error::invalid(
                 "a completion's address must be 1 to 127 lowercase letters, digits, dashes and dots",
             ));

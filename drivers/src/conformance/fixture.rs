@@ -162,7 +162,7 @@ impl Fixture {
 
     /// An address of this trial.
     pub fn address(&self, name: &str) -> Result<Address, Failed> {
-        Ok(Address::new(format!("{}-{name}", self.prefix))?)
+        Ok(Address::new(format!("{}.{name}", self.prefix))?)
     }
 
     /// A job's notification to [`Fixture::address`].

@@ -6,8 +6,8 @@ use crate::conformance::{
     machine::{Window, windowed},
 };
 use crate::{
-    DeadReason, Enqueued, Failure, JobId, JobState, Limits, Outcome, Payload, QueueSettings, ReadCompletions,
-    Settle, StoredResult,
+    Address, DeadReason, Enqueued, Failure, JobId, JobState, Limits, Notify, Outcome, Payload, QueueSettings,
+    ReadCompletions, Settle, StoredResult,
 };
 use std::time::Duration;
 
@@ -103,16 +103,22 @@ async fn removed(fixture: &Fixture, subject: &Subject) -> Verdict {
 
 pub(super) async fn completions_are_addressed(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
-    for name in ["one", "other", "one"] {
-        subject.enqueue(job().with_notify(fixture.notify(name)?)).await?;
+    let one = fixture.address("one")?;
+    // As long as an address may be, and nothing but its last letter tells it from the next one.
+    let stem = format!("{:.<1$}", one.as_str(), Address::MAX - 1);
+    let (longest, other) = (Address::new(format!("{stem}1"))?, Address::new(format!("{stem}2"))?);
+    for address in [&one, &other, &longest, &one] {
+        let notify = Notify { address: address.clone(), context: format!("context of {}", address.as_str()) };
+        subject.enqueue(job().with_notify(notify)).await?;
         let claimed = subject.next().await?;
         subject.succeed(&claimed).await?;
     }
-    let (one, other) = (fixture.address("one")?, fixture.address("other")?);
     let ones = subject.read(&one, 10).await?;
     check_eq!(ones.completions.len(), 2, "completions of the first address");
     check!(
-        ones.completions.iter().all(|completion| completion.context == "context of one"),
+        ones.completions
+            .iter()
+            .all(|completion| completion.context == format!("context of {}", one.as_str())),
         "a completion went astray: {ones:?}"
     );
     // What belongs to another address can't be acknowledged away.
@@ -120,6 +126,7 @@ pub(super) async fn completions_are_addressed(fixture: Fixture) -> Verdict {
     subject.driver.acknowledge(&other, theirs.collect()).await?;
     let others = subject.read(&other, 10).await?;
     check_eq!(others.completions.len(), 1, "completions of the other address");
+    check_eq!(subject.read(&longest, 10).await?.completions.len(), 1, "completions of the longest address");
     check!(others.caught_up, "the other address is not read to its end");
     check!(!subject.read(&one, 10).await?.caught_up, "leased completions don't count as left");
     Ok(())

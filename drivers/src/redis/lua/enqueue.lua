@@ -28,7 +28,7 @@ local function legal(id, kind, media, payload, delay, extras, address, context, 
     and (word(media, 128) or #media <= 128 and not find(media, '[^\t -~]'))
     and (alike or word(key, 128) and #extras <= 65536 and #context <= 1024
       and (delay == '0' or #delay <= 11 and find(delay, '^%d+$') and tonumber(delay) <= 31622400000)
-      and (address == '' or #address <= 63 and not find(address, '[^a-z0-9-]')))
+      and (address == '' or #address <= 127 and not find(address, '[^a-z0-9.-]')))
 end
 
 local ids, bad, told = {}, {}, {}
