@@ -7,38 +7,29 @@
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
+#[path = "bench/mod.rs"]
+mod bench;
+
+use bench::{BATCH, CALLERS, CLAIMERS, Table, payload};
 use longshore_drivers::{
-    Claim, Declaration, Driver, DriverExt, NewJob, Owner, Payload, QueueName, QueueSettings, Settle,
-    Settlement,
+    DynDriver, QueueName,
     embedded::{Config, Embedded},
 };
-use serde_json::{Value, json};
 use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-const CALLERS: usize = 64;
 const SINGLE: usize = 60_000;
 const BATCHED: usize = 200_000;
-const BATCH: usize = 100;
-const CLAIMERS: usize = 100;
-/// Bytes of a payload.
-const PAYLOAD: usize = 200;
 
 #[tokio::main]
 async fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json = arguments.iter().position(|argument| argument == "--json").map(|at| {
-        arguments.remove(at);
-        arguments.remove(at)
-    });
+    let json = bench::option(&mut arguments, "--json");
     let directory = arguments.first().map_or_else(std::env::temp_dir, PathBuf::from).canonicalize().unwrap();
     let kind = filesystem(&directory);
     println!("{} is on {kind}", directory.display());
@@ -52,48 +43,37 @@ async fn main() {
     let deepest = arguments.get(1).map_or(0, |depth| depth.parse().unwrap());
     measure(&directory, deepest, &mut table).await;
     std::fs::remove_dir_all(&directory).unwrap();
-    if let Some(file) = json {
-        std::fs::write(file, serde_json::to_string_pretty(&table.rows).unwrap()).unwrap();
-    }
+    table.write(json);
 }
 
-async fn measure(directory: &Path, deepest: u64, table: &mut Table) {
+async fn measure(directory: &Path, deepest: usize, table: &mut Table) {
     let synced = syncs(directory, table);
     let grouped = raw_inserts(directory, CALLERS, table);
     let batches = raw_inserts(directory, BATCH, table);
     let settles = raw_settles(directory, table);
-    let driver = Arc::new(Embedded::open(Config::new(directory.join("jobs.db"))).unwrap());
-    let queue: QueueName = "bench".parse().unwrap();
-    let owner = Owner { installation: "bench".into(), uid: "bench".into() };
-    let settings = QueueSettings { max_depth: u64::MAX, ..QueueSettings::default() };
-    let declaration = Declaration { owner, settings, adopt: false };
-    driver.declare(&queue, declaration).await.unwrap();
-    lone(&driver, &queue, synced, table).await;
-    single(&driver, &queue, grouped, table).await;
-    batched(&driver, &queue, batches, table).await;
-    drain(&driver, &queue, settles, table).await;
-    deep(&driver, &queue, deepest, table).await;
+    let driver: DynDriver = Arc::new(Embedded::open(Config::new(directory.join("jobs.db"))).unwrap());
+    let queue = bench::declare(&driver, "bench").await;
+    ours(&driver, &queue, [synced, grouped, batches, settles], table).await;
+    bench::deep(&driver, &queue, deepest, table).await;
     driver.close().await;
 }
 
-/// What was measured.
-#[derive(Default)]
-struct Table {
-    rows: Vec<Value>,
-}
-
-impl Table {
-    /// Adds a rate, beside what the disk or SQLite does at all; the rate is handed back.
-    fn add(&mut self, what: &str, count: usize, since: Instant, raw: Option<f64>) -> f64 {
-        let seconds = since.elapsed().as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let rate = count as f64 / seconds;
-        let ratio = raw.map(|raw| rate / raw);
-        let beside = ratio.map_or_else(String::new, |ratio| format!("{:>4.0} % of raw", ratio * 100.0));
-        println!("{what:<56} {rate:>10.0} /s {beside:>14}   ({count} in {seconds:.2} s)");
-        self.rows.push(json!({ "name": what, "value": rate, "unit": "1/s", "raw_ratio": ratio }));
-        rate
-    }
+/// What the driver does, beside what the disk and SQLite do for a lone caller, single jobs, batches and claims.
+async fn ours(driver: &DynDriver, queue: &QueueName, raw: [f64; 4], table: &mut Table) {
+    let [alone, grouped, batches, settles] = raw.map(Some);
+    let since = Instant::now();
+    let count = bench::enqueues(driver, queue, 1, 500, 1).await;
+    table.add("enqueue: a lone caller, one by one", count, since, alone);
+    let since = Instant::now();
+    let count = bench::enqueues(driver, queue, CALLERS, SINGLE, 1).await;
+    table.add(&format!("enqueue: {CALLERS} callers, one by one"), count, since, grouped);
+    let since = Instant::now();
+    let count = bench::enqueues(driver, queue, CALLERS, BATCHED, BATCH).await;
+    table.add(&format!("enqueue: {CALLERS} callers, batches of {BATCH}"), count, since, batches);
+    let total = bench::depth(driver, queue).await;
+    let since = Instant::now();
+    let count = bench::drain(driver, queue, total, BATCH, Duration::ZERO).await;
+    table.add(&format!("claim and settle: {CLAIMERS} workers, {BATCH} at a time"), count, since, settles);
 }
 
 /// The type of the file system that `path` is on.
@@ -180,123 +160,4 @@ fn raw_settles(directory: &Path, table: &mut Table) -> f64 {
         since,
         None,
     )
-}
-
-/// JSON of [`PAYLOAD`] bytes.
-fn payload() -> String {
-    let start = r#"{"to":"somebody@example.com","template":"welcome","locale":"en","note":""#;
-    format!("{start}{}\"}}", "x".repeat(PAYLOAD - start.len() - 2))
-}
-
-fn job() -> NewJob {
-    NewJob::new("mail", Payload::json(payload()))
-}
-
-async fn lone(driver: &Arc<Embedded>, queue: &QueueName, raw: f64, table: &mut Table) {
-    let count = 500;
-    let since = Instant::now();
-    for _ in 0..count {
-        driver.enqueue_one(queue, job()).await.unwrap();
-    }
-    table.add("enqueue: a lone caller, one by one", count, since, Some(raw));
-}
-
-async fn single(driver: &Arc<Embedded>, queue: &QueueName, raw: f64, table: &mut Table) {
-    let since = Instant::now();
-    let tasks = (0..CALLERS).map(|_| {
-        let (driver, queue) = (driver.clone(), queue.clone());
-        tokio::spawn(async move {
-            for _ in 0..SINGLE / CALLERS {
-                driver.enqueue_one(&queue, job()).await.unwrap();
-            }
-        })
-    });
-    futures::future::join_all(tasks).await;
-    let what = format!("enqueue: {CALLERS} callers, one by one");
-    table.add(&what, SINGLE / CALLERS * CALLERS, since, Some(raw));
-}
-
-async fn batched(driver: &Arc<Embedded>, queue: &QueueName, raw: f64, table: &mut Table) {
-    let since = Instant::now();
-    let rounds = BATCHED / BATCH / CALLERS;
-    let tasks = (0..CALLERS).map(|_| {
-        let (driver, queue) = (driver.clone(), queue.clone());
-        tokio::spawn(async move {
-            for _ in 0..rounds {
-                let jobs = (0..BATCH).map(|_| job()).collect();
-                driver.enqueue(&queue, jobs).await.unwrap();
-            }
-        })
-    });
-    futures::future::join_all(tasks).await;
-    let what = format!("enqueue: {CALLERS} callers, batches of {BATCH}");
-    table.add(&what, rounds * CALLERS * BATCH, since, Some(raw));
-}
-
-async fn drain(driver: &Arc<Embedded>, queue: &QueueName, raw: f64, table: &mut Table) {
-    let total = usize::try_from(driver.stats(queue).await.unwrap().ready.unwrap()).unwrap();
-    let since = Instant::now();
-    let done = Arc::new(AtomicUsize::new(0));
-    let tasks = (0..CLAIMERS).map(|worker| {
-        let (driver, queue, done) = (driver.clone(), queue.clone(), done.clone());
-        tokio::spawn(async move {
-            // An empty claim is no end: others hold jobs that are not settled yet.
-            while done.load(Ordering::Relaxed) < total {
-                let claim = Claim {
-                    max: 100,
-                    wait: Duration::ZERO,
-                    lease: Duration::from_secs(30),
-                    worker: format!("worker-{worker}"),
-                };
-                let jobs = driver.claim(&queue, claim).await.unwrap();
-                if jobs.is_empty() {
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-                let settlements = jobs
-                    .into_iter()
-                    .map(|job| Settlement { receipt: job.receipt, settle: Settle::Succeed { result: None } });
-                let answers = driver.settle(&queue, settlements.collect()).await.unwrap();
-                done.fetch_add(answers.iter().filter(|answer| answer.is_ok()).count(), Ordering::Relaxed);
-            }
-        })
-    });
-    futures::future::join_all(tasks).await;
-    let what = format!("claim and settle: {CLAIMERS} workers, {BATCH} at a time");
-    table.add(&what, done.load(Ordering::Relaxed), since, Some(raw));
-}
-
-/// Fills the queue tenfold again and again, and each time takes and returns the same number of jobs.
-async fn deep(driver: &Arc<Embedded>, queue: &QueueName, deepest: u64, table: &mut Table) {
-    let mut target = 1000;
-    while target <= deepest {
-        while driver.stats(queue).await.unwrap().ready.unwrap() < target {
-            let batches = (0..4).map(|_| driver.enqueue(queue, (0..250).map(|_| job()).collect()));
-            futures::future::join_all(batches).await;
-        }
-        let since = Instant::now();
-        let rounds = 20;
-        for _ in 0..rounds {
-            let claim = Claim {
-                max: 100,
-                wait: Duration::ZERO,
-                lease: Duration::from_secs(30),
-                worker: "deep".into(),
-            };
-            let jobs = driver.claim(queue, claim).await.unwrap();
-            let settlements = jobs.into_iter().map(|job| Settlement {
-                receipt: job.receipt,
-                settle: Settle::Release { delay: Duration::ZERO },
-            });
-            driver.settle(queue, settlements.collect()).await.unwrap();
-        }
-        let what = format!("claim and release 100, alone, {target} jobs deep");
-        table.add(&what, rounds * 100, since, None);
-        let since = Instant::now();
-        for _ in 0..rounds {
-            driver.enqueue(queue, (0..100).map(|_| job()).collect()).await.unwrap();
-        }
-        table.add(&format!("enqueue 100, alone, {target} jobs deep"), rounds * 100, since, None);
-        target *= 10;
-    }
 }

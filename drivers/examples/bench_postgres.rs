@@ -8,13 +8,15 @@
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
+#[path = "bench/mod.rs"]
+mod bench;
+
+use bench::{BATCH, CALLERS, CLAIMERS, Table, claim, payload};
 use longshore_drivers::{
-    Claim, Declaration, Driver, DriverExt, NewJob, Owner, Payload, QueueName, QueueSettings, Settle,
-    Settlement,
+    Driver, DriverExt, DynDriver, NewJob, Payload, QueueName, Settle,
     conformance::servers::postgres::{Server, URL},
     postgres::{Postgres, PostgresConfig},
 };
-use serde_json::{Value, json};
 use std::{
     sync::{
         Arc,
@@ -24,24 +26,18 @@ use std::{
 };
 use tokio_postgres::{Client, NoTls, types::Type};
 
-const CALLERS: usize = 64;
 const SINGLE: usize = 40_000;
 const RAW_SINGLE: usize = 20_000;
 const BATCHED: usize = 200_000;
-const BATCH: usize = 100;
-const CLAIMERS: usize = 100;
 /// Connections that batches go over, of the driver and raw.
 const LINES: usize = 4;
-/// Bytes of a payload.
-const PAYLOAD: usize = 200;
+/// How long a worker that finds nothing waits at the server, as a sidecar does.
+const WAIT: Duration = Duration::from_millis(20);
 
 #[tokio::main]
 async fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json = arguments.iter().position(|argument| argument == "--json").map(|at| {
-        arguments.remove(at);
-        arguments.remove(at)
-    });
+    let json = bench::option(&mut arguments, "--json");
     let deepest = arguments.first().map_or(0, |depth| depth.parse().unwrap());
     let (server, url) = if let Ok(url) = std::env::var(URL) {
         (None, url)
@@ -55,34 +51,33 @@ async fn main() {
     let mut table = Table::default();
     measure(&url, deepest, &mut table).await;
     drop(server);
-    if let Some(file) = json {
-        std::fs::write(file, serde_json::to_string_pretty(&table.rows).unwrap()).unwrap();
-    }
+    table.write(json);
 }
 
-async fn measure(url: &str, deepest: u64, table: &mut Table) {
+async fn measure(url: &str, deepest: usize, table: &mut Table) {
     let mut config = PostgresConfig::new(url).unwrap();
     config.schema = format!("bench_{}", std::process::id());
     let schema = config.schema.clone();
-    let driver = Arc::new(Postgres::new(config.clone()).unwrap());
+    let driver: DynDriver = Arc::new(Postgres::new(config.clone()).unwrap());
     let probe = driver.probe().await.unwrap();
     println!("PostgreSQL {}, {:?}", probe.version, probe.capabilities.durability);
-    let queue = declare(&driver, "bench").await;
+    let queue = bench::declare(&driver, "bench").await;
     let admin = connect(url).await;
     admin.batch_execute(&format!("CREATE TABLE {schema}.raw {RAW}")).await.unwrap();
     // One warms up: files grow, plans are made.
-    for _ in 0..20 {
-        driver.enqueue(&queue, (0..BATCH).map(|_| job()).collect()).await.unwrap();
-    }
+    bench::additions(&driver, &queue, 20).await;
     latency(&config, &driver, table).await;
     let raw = raw_single(url, &schema, table).await;
-    single(&driver, &queue, raw, table).await;
+    enqueues(&driver, &queue, (CALLERS, SINGLE, 1), raw, table).await;
     let raw = raw_batches(url, &schema, table).await;
-    batched(&driver, &queue, raw, table).await;
+    enqueues(&driver, &queue, (LINES, BATCHED, BATCH), raw, table).await;
+    enqueues(&driver, &queue, (CALLERS, BATCHED, BATCH), raw, table).await;
     let raw = raw_drain(url, &schema, table).await;
-    drain(&driver, &queue, raw, table).await;
-    one_by_one(&driver, &queue, table).await;
-    deep(&driver, deepest, table).await;
+    drain(&driver, &queue, BATCH, Some(raw), table).await;
+    bench::fill(&driver, &queue, 20_000).await;
+    drain(&driver, &queue, 1, None, table).await;
+    let queue = bench::declare(&driver, "deep").await;
+    bench::deep(&driver, &queue, deepest, table).await;
     driver.close().await;
     admin.batch_execute(&format!("DROP SCHEMA {schema} CASCADE")).await.unwrap();
 }
@@ -97,60 +92,12 @@ async fn connect(url: &str) -> Client {
     client
 }
 
-async fn declare(driver: &Arc<Postgres>, name: &str) -> QueueName {
-    let queue: QueueName = name.parse().unwrap();
-    let owner = Owner { installation: "bench".into(), uid: "bench".into() };
-    let settings = QueueSettings { max_depth: u64::MAX, ..QueueSettings::default() };
-    driver.declare(&queue, Declaration { owner, settings, adopt: false }).await.unwrap();
-    queue
-}
-
-/// What was measured.
-#[derive(Default)]
-struct Table {
-    rows: Vec<Value>,
-}
-
-impl Table {
-    /// Adds a rate, beside what plain statements do; the rate is handed back.
-    fn add(&mut self, what: &str, count: usize, since: Instant, raw: Option<f64>) -> f64 {
-        let seconds = since.elapsed().as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let rate = count as f64 / seconds;
-        let ratio = raw.map(|raw| rate / raw);
-        let beside = ratio.map_or_else(String::new, |ratio| format!("{:>4.0} % of raw", ratio * 100.0));
-        println!("{what:<56} {rate:>10.0} /s {beside:>14}   ({count} in {seconds:.2} s)");
-        self.rows.push(json!({ "name": what, "value": rate, "unit": "1/s", "raw_ratio": ratio }));
-        rate
-    }
-
-    fn add_time(&mut self, what: &str, time: Duration) {
-        let millis = time.as_secs_f64() * 1000.0;
-        println!("{what:<56} {millis:>10.2} ms");
-        self.rows.push(json!({ "name": what, "value": millis, "unit": "ms", "raw_ratio": null }));
-    }
-}
-
-/// JSON of [`PAYLOAD`] bytes.
-fn payload() -> String {
-    let start = r#"{"to":"somebody@example.com","template":"welcome","locale":"en","note":""#;
-    format!("{start}{}\"}}", "x".repeat(PAYLOAD - start.len() - 2))
-}
-
-fn job() -> NewJob {
-    NewJob::new("mail", Payload::json(payload()))
-}
-
-fn claim(max: u32, wait: Duration, worker: &str) -> Claim {
-    Claim { max, wait, lease: Duration::from_secs(60), worker: worker.into() }
-}
-
 /// From the begin of an enqueue by one driver to the end of a waiting claim by another, at 50 jobs a second.
-async fn latency(config: &PostgresConfig, driver: &Arc<Postgres>, table: &mut Table) {
+async fn latency(config: &PostgresConfig, driver: &DynDriver, table: &mut Table) {
     const JOBS: usize = 300;
-    let queue = declare(driver, "latency").await;
+    let queue = bench::declare(driver, "latency").await;
     let worker = Postgres::new(config.clone()).unwrap();
-    worker.claim(&queue, claim(1, Duration::from_millis(500), "idle")).await.unwrap();
+    worker.claim(&queue, claim(1, Duration::from_millis(500))).await.unwrap();
     let sent = Arc::new(std::sync::Mutex::new(std::collections::HashMap::new()));
     let producer = {
         let (driver, queue, sent) = (driver.clone(), queue.clone(), sent.clone());
@@ -165,7 +112,7 @@ async fn latency(config: &PostgresConfig, driver: &Arc<Postgres>, table: &mut Ta
     };
     let mut times = Vec::new();
     while times.len() < JOBS {
-        for job in worker.claim(&queue, claim(10, Duration::from_secs(5), "idle")).await.unwrap() {
+        for job in worker.claim(&queue, claim(10, Duration::from_secs(5))).await.unwrap() {
             let number = String::from_utf8(job.payload.bytes.to_vec()).unwrap();
             times.push(sent.lock().unwrap()[&number].elapsed());
             worker.settle_one(&queue, &job.receipt, Settle::Succeed { result: None }).await.unwrap();
@@ -196,24 +143,9 @@ async fn raw_single(url: &str, schema: &str, table: &mut Table) -> f64 {
             }
         })
     });
-    futures::future::join_all(tasks).await;
+    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
     let what = format!("raw: {CALLERS} clients insert, row by row");
     table.add(&what, RAW_SINGLE / CALLERS * CALLERS, since, None)
-}
-
-async fn single(driver: &Arc<Postgres>, queue: &QueueName, raw: f64, table: &mut Table) {
-    let since = Instant::now();
-    let tasks = (0..CALLERS).map(|_| {
-        let (driver, queue) = (driver.clone(), queue.clone());
-        tokio::spawn(async move {
-            for _ in 0..SINGLE / CALLERS {
-                driver.enqueue_one(&queue, job()).await.unwrap();
-            }
-        })
-    });
-    futures::future::join_all(tasks).await;
-    let what = format!("enqueue: {CALLERS} callers, one by one");
-    table.add(&what, SINGLE / CALLERS * CALLERS, since, Some(raw));
 }
 
 async fn raw_batches(url: &str, schema: &str, table: &mut Table) -> f64 {
@@ -234,27 +166,9 @@ async fn raw_batches(url: &str, schema: &str, table: &mut Table) -> f64 {
             }
         })
     });
-    futures::future::join_all(tasks).await;
+    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
     let what = format!("raw: {LINES} clients insert {BATCH} rows at a time");
     table.add(&what, rounds * LINES * BATCH, since, None)
-}
-
-async fn batched(driver: &Arc<Postgres>, queue: &QueueName, raw: f64, table: &mut Table) {
-    for (callers, beside) in [(LINES, Some(raw)), (CALLERS, Some(raw))] {
-        let since = Instant::now();
-        let rounds = BATCHED / BATCH / callers;
-        let tasks = (0..callers).map(|_| {
-            let (driver, queue) = (driver.clone(), queue.clone());
-            tokio::spawn(async move {
-                for _ in 0..rounds {
-                    driver.enqueue(&queue, (0..BATCH).map(|_| job()).collect()).await.unwrap();
-                }
-            })
-        });
-        futures::future::join_all(tasks).await;
-        let what = format!("enqueue: {callers} callers, batches of {BATCH}");
-        table.add(&what, rounds * callers * BATCH, since, beside);
-    }
 }
 
 /// Claims with SKIP LOCKED, deletes by number and token, 100 at a time.
@@ -289,91 +203,28 @@ async fn raw_drain(url: &str, schema: &str, table: &mut Table) -> f64 {
             }
         })
     });
-    futures::future::join_all(tasks).await;
+    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
     let what = format!("raw: {LINES} clients claim and delete, {BATCH} at a time");
     table.add(&what, done.load(Ordering::Relaxed), since, None)
 }
 
-/// 100 workers that claim up to 100 jobs and settle them, as a sidecar does.
-async fn drain(driver: &Arc<Postgres>, queue: &QueueName, raw: f64, table: &mut Table) {
-    let total = usize::try_from(driver.stats(queue).await.unwrap().ready.unwrap()).unwrap();
+/// So many callers enqueue so many jobs, so many at a time.
+async fn enqueues(
+    driver: &DynDriver,
+    queue: &QueueName,
+    (callers, total, batch): (usize, usize, usize),
+    raw: f64,
+    table: &mut Table,
+) {
     let since = Instant::now();
-    let done = Arc::new(AtomicUsize::new(0));
-    let tasks = (0..CLAIMERS).map(|_| {
-        let (driver, queue, done) = (driver.clone(), queue.clone(), done.clone());
-        tokio::spawn(async move {
-            // An empty claim is no end: others hold jobs that are not settled yet.
-            while done.load(Ordering::Relaxed) < total {
-                let wait = Duration::from_millis(20);
-                let jobs = driver.claim(&queue, claim(100, wait, "drain")).await.unwrap();
-                let settlements = jobs
-                    .into_iter()
-                    .map(|job| Settlement { receipt: job.receipt, settle: Settle::Succeed { result: None } });
-                let answers = driver.settle(&queue, settlements.collect()).await.unwrap();
-                done.fetch_add(answers.iter().filter(|answer| answer.is_ok()).count(), Ordering::Relaxed);
-            }
-        })
-    });
-    futures::future::join_all(tasks).await;
-    let what = format!("claim and settle: {CLAIMERS} workers, {BATCH} at a time");
-    table.add(&what, done.load(Ordering::Relaxed), since, Some(raw));
+    let count = bench::enqueues(driver, queue, callers, total, batch).await;
+    table.add(&format!("enqueue: {callers} callers, {batch} at a time"), count, since, Some(raw));
 }
 
-/// 100 workers that each claim and settle single jobs.
-async fn one_by_one(driver: &Arc<Postgres>, queue: &QueueName, table: &mut Table) {
-    let total = 20_000;
-    for _ in 0..total / 1000 {
-        driver.enqueue(queue, (0..1000).map(|_| job()).collect()).await.unwrap();
-    }
+/// 100 workers claim and settle all that waits, as sidecars do.
+async fn drain(driver: &DynDriver, queue: &QueueName, batch: usize, raw: Option<f64>, table: &mut Table) {
+    let total = bench::depth(driver, queue).await;
     let since = Instant::now();
-    let done = Arc::new(AtomicUsize::new(0));
-    let tasks = (0..CLAIMERS).map(|_| {
-        let (driver, queue, done) = (driver.clone(), queue.clone(), done.clone());
-        tokio::spawn(async move {
-            while done.load(Ordering::Relaxed) < total {
-                let wait = Duration::from_millis(20);
-                for job in driver.claim(&queue, claim(1, wait, "single")).await.unwrap() {
-                    let succeed = Settle::Succeed { result: None };
-                    driver.settle_one(&queue, &job.receipt, succeed).await.unwrap();
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        })
-    });
-    futures::future::join_all(tasks).await;
-    let what = format!("claim and settle: {CLAIMERS} workers, one by one");
-    table.add(&what, done.load(Ordering::Relaxed), since, None);
-}
-
-/// Fills a queue tenfold again and again, and each time takes and returns the same number of jobs.
-async fn deep(driver: &Arc<Postgres>, deepest: u64, table: &mut Table) {
-    let queue = declare(driver, "deep").await;
-    let mut target = 1000;
-    while target <= deepest {
-        while driver.stats(&queue).await.unwrap().ready.unwrap() < target {
-            let fill = (0..4).map(|_| driver.enqueue(&queue, (0..250).map(|_| job()).collect()));
-            futures::future::try_join_all(fill).await.unwrap();
-        }
-        let rounds = 100;
-        let since = Instant::now();
-        for _ in 0..rounds {
-            let jobs = driver.claim(&queue, claim(100, Duration::ZERO, "deep")).await.unwrap();
-            let release = Settle::Release { delay: Duration::ZERO };
-            let settlements =
-                jobs.into_iter().map(|job| Settlement { receipt: job.receipt, settle: release.clone() });
-            driver.settle(&queue, settlements.collect()).await.unwrap();
-        }
-        table.add(&format!("claim and release 100, alone, {target} jobs deep"), rounds * 100, since, None);
-        let since = Instant::now();
-        for _ in 0..rounds {
-            driver.enqueue(&queue, (0..100).map(|_| job()).collect()).await.unwrap();
-        }
-        table.add(&format!("enqueue 100, alone, {target} jobs deep"), rounds * 100, since, None);
-        let since = Instant::now();
-        for _ in 0..rounds {
-            driver.stats(&queue).await.unwrap();
-        }
-        table.add(&format!("stats, alone, {target} jobs deep"), rounds, since, None);
-        target *= 10;
-    }
+    let count = bench::drain(driver, queue, total, batch, WAIT).await;
+    table.add(&format!("claim and settle: {CLAIMERS} workers, {batch} at a time"), count, since, raw);
 }

@@ -10,36 +10,30 @@
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
+#[path = "../bench/mod.rs"]
+mod bench;
 mod meter;
 mod raw;
 
+use bench::{BATCH, CALLERS, CLAIMERS, Table, claim, job, option, payload};
 use longshore_drivers::{
-    Claim, Declaration, Driver, DriverExt, NewJob, Owner, Payload, QueueName, QueueSettings, Settle,
-    Settlement,
+    DriverExt, DynDriver, QueueName, Settle,
     conformance::{Broker, servers::redis::RedisBroker},
     redis::{Redis, RedisConfig},
 };
 use meter::{Cost, Meter, median};
 use redis::aio::MultiplexedConnection;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 const SETTINGS: &[&str] = &["--appendonly", "yes", "--appendfsync", "everysec"];
 const CALM: &[&str] = &["--auto-aof-rewrite-percentage", "0"];
-const CALLERS: usize = 64;
 const SINGLE: usize = 192_000;
 const BATCHED: usize = 256_000;
-const BATCH: usize = 100;
-const CLAIMERS: usize = 100;
-/// Bytes of a payload.
-const PAYLOAD: usize = 200;
 /// Idle jobs in a round, and the pause before each.
 const IDLE: usize = 300;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -63,18 +57,11 @@ async fn main() {
         bench.rates(BATCH).await;
         bench.idle().await;
     }
-    let mut rows = bench.table();
-    bench.deep(deepest, &mut rows).await;
+    let mut table = Table::default();
+    bench.tell(&mut table);
+    bench.deep(deepest, &mut table).await;
     bench.server.stop().await;
-    if let Some(file) = json {
-        std::fs::write(file, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
-    }
-}
-
-fn option(arguments: &mut Vec<String>, name: &str) -> Option<String> {
-    let at = arguments.iter().position(|argument| argument == name)?;
-    arguments.remove(at);
-    Some(arguments.remove(at))
+    table.write(json);
 }
 
 /// Who does the work.
@@ -137,12 +124,9 @@ impl Bench {
         let () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut raw).await.unwrap();
     }
 
-    async fn connect(&self) -> (Arc<Redis>, QueueName) {
-        let driver = Arc::new(Redis::new(RedisConfig::new(&self.server.url()).unwrap()).unwrap());
-        let queue: QueueName = "bench".parse().unwrap();
-        let owner = Owner { installation: "bench".into(), uid: "bench".into() };
-        let settings = QueueSettings { max_depth: 10_000_000, ..QueueSettings::default() };
-        driver.declare(&queue, Declaration { owner, settings, adopt: false }).await.unwrap();
+    async fn connect(&self) -> (DynDriver, QueueName) {
+        let driver: DynDriver = Arc::new(Redis::new(RedisConfig::new(&self.server.url()).unwrap()).unwrap());
+        let queue = bench::declare(&driver, "bench").await;
         (driver, queue)
     }
 
@@ -155,14 +139,17 @@ impl Bench {
             let jobs = match side {
                 Side::Bare => raw::bare_enqueues(&self.raw, batch).await,
                 Side::Least => raw::least_enqueues(&self.raw, batch).await,
-                Side::Driver => enqueues(&driver, &queue, batch).await,
+                Side::Driver => {
+                    let total = if batch == 1 { SINGLE } else { BATCHED };
+                    bench::enqueues(&driver, &queue, CALLERS, total, batch).await
+                }
             };
             self.note(&format!("enqueue, {CALLERS} callers, {batch} at a time"), side, meter, jobs).await;
             let meter = Meter::start(&self.raw).await;
             let drained = match side {
                 Side::Bare => raw::bare_drain(&self.raw, batch).await,
                 Side::Least => raw::least_drain(&self.raw, jobs, batch).await,
-                Side::Driver => drain(&driver, &queue, jobs, batch).await,
+                Side::Driver => bench::drain(&driver, &queue, jobs, batch, Duration::ZERO).await,
             };
             assert_eq!(jobs, drained, "{side:?}");
             let what = format!("claim and settle, {CLAIMERS} workers, {batch} at a time");
@@ -193,8 +180,7 @@ impl Bench {
     }
 
     /// Medians, and ratios to both raw sides within a round.
-    fn table(&self) -> Vec<Value> {
-        let mut rows = Vec::new();
+    fn tell(&self, table: &mut Table) {
         println!("{:<76} {:>9}  of least of bare   server   client", "", "jobs/s");
         let works: std::collections::BTreeSet<_> = self.costs.keys().map(|(work, _)| work.clone()).collect();
         for work in works {
@@ -213,7 +199,7 @@ impl Bench {
                     least * 100.0,
                     bare * 100.0
                 );
-                rows.push(json!({
+                table.row(json!({
                     "name": name, "value": rate, "unit": "1/s",
                     "raw_ratio": (side == Side::Driver).then_some(least), "bare_ratio": bare,
                     "server_us": server, "client_us": client,
@@ -221,7 +207,7 @@ impl Bench {
             }
         }
         if self.idle[0].is_empty() {
-            return rows;
+            return;
         }
         for (share, name) in [(50, "p50"), (99, "p99")] {
             let [raw, ours] = [0, 1].map(|side: usize| {
@@ -229,48 +215,37 @@ impl Bench {
                 median(rounds)
             });
             println!("idle, RPUSH to BLPOP, {name}: {raw:.3} ms; enqueue to claim: {ours:.3} ms");
-            rows.push(
+            table.row(
                 json!({ "name": format!("raw: RPUSH to BLPOP, idle, {name}"), "value": raw, "unit": "ms" }),
             );
-            rows.push(json!({
+            table.row(json!({
                 "name": format!("enqueue to claim, idle, {name}"), "value": ours, "unit": "ms",
                 "raw_ratio": ours / raw,
             }));
         }
-        rows
     }
 
-    /// Fills the queue tenfold again and again, and each time takes and returns the same number of jobs.
-    async fn deep(&self, deepest: u64, rows: &mut Vec<Value>) {
+    /// What a batch costs in deeper and deeper queues.
+    async fn deep(&self, deepest: usize, table: &mut Table) {
+        const ROUNDS: usize = 100;
         self.fresh().await;
         let (driver, queue) = self.connect().await;
-        let mut target = 1000;
-        while target <= deepest {
-            fill(&driver, &queue, target).await;
-            let rounds = 100;
+        for target in bench::depths(deepest) {
+            bench::fill(&driver, &queue, target).await;
             let meter = Meter::start(&self.raw).await;
-            for _ in 0..rounds {
-                let jobs = driver.claim(&queue, claim(BATCH, Duration::ZERO)).await.unwrap();
-                let release = Settle::Release { delay: Duration::ZERO };
-                let settlements =
-                    jobs.into_iter().map(|job| Settlement { receipt: job.receipt, settle: release.clone() });
-                driver.settle(&queue, settlements.collect()).await.unwrap();
-            }
-            let released = meter.stop(rounds * BATCH).await;
+            let count = bench::releases(&driver, &queue, ROUNDS).await;
+            let released = meter.stop(count).await;
             let meter = Meter::start(&self.raw).await;
-            for _ in 0..rounds {
-                driver.enqueue(&queue, vec![job(); BATCH]).await.unwrap();
-            }
-            let added = meter.stop(rounds * BATCH).await;
+            let count = bench::additions(&driver, &queue, ROUNDS).await;
+            let added = meter.stop(count).await;
             for (what, cost) in [("claim and release", released), ("enqueue", added)] {
                 let name = format!("{what} {BATCH}, alone, {target} jobs deep");
                 println!("{name:<76} {:>9.0} {:>23.1} µs {:>5.1} µs", cost.rate, cost.server, cost.client);
-                rows.push(json!({
+                table.row(json!({
                     "name": name, "value": cost.rate, "unit": "1/s", "raw_ratio": null,
                     "server_us": cost.server, "client_us": cost.client,
                 }));
             }
-            target *= 10;
         }
         driver.close().await;
     }
@@ -283,71 +258,8 @@ fn slow(times: &[Duration], share: usize) -> f64 {
     times[times.len() * share / 100].as_secs_f64() * 1000.0
 }
 
-/// JSON of [`PAYLOAD`] bytes.
-fn payload() -> String {
-    let start = r#"{"to":"somebody@example.com","template":"welcome","locale":"en","note":""#;
-    format!("{start}{}\"}}", "x".repeat(PAYLOAD - start.len() - 2))
-}
-
-fn job() -> NewJob {
-    NewJob::new("mail", Payload::json(payload()))
-}
-
-async fn enqueues(driver: &Arc<Redis>, queue: &QueueName, batch: usize) -> usize {
-    let total = if batch == 1 { SINGLE } else { BATCHED };
-    let rounds = total / CALLERS / batch;
-    let tasks = (0..CALLERS).map(|_| {
-        let (driver, queue) = (driver.clone(), queue.clone());
-        tokio::spawn(async move {
-            for _ in 0..rounds {
-                let jobs = (0..batch).map(|_| job()).collect();
-                let answers = driver.enqueue(&queue, jobs).await.unwrap();
-                assert!(answers.iter().all(Result::is_ok));
-            }
-        })
-    });
-    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
-    rounds * CALLERS * batch
-}
-
-async fn fill(driver: &Redis, queue: &QueueName, until: u64) {
-    while driver.stats(queue).await.unwrap().ready.unwrap() < until {
-        let batches = (0..4).map(|_| driver.enqueue(queue, vec![job(); 250]));
-        futures::future::try_join_all(batches).await.unwrap();
-    }
-}
-
-fn claim(max: usize, wait: Duration) -> Claim {
-    let max = u32::try_from(max).unwrap();
-    Claim { max, wait, lease: Duration::from_secs(30), worker: "worker".into() }
-}
-
-async fn drain(driver: &Arc<Redis>, queue: &QueueName, total: usize, batch: usize) -> usize {
-    let done = Arc::new(AtomicUsize::new(0));
-    let tasks = (0..CLAIMERS).map(|_| {
-        let (driver, queue, done) = (driver.clone(), queue.clone(), done.clone());
-        tokio::spawn(async move {
-            // An empty claim is no end: others hold jobs that are not settled yet.
-            while done.load(Ordering::Relaxed) < total {
-                let jobs = driver.claim(&queue, claim(batch, Duration::ZERO)).await.unwrap();
-                if jobs.is_empty() {
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-                let settlements = jobs
-                    .into_iter()
-                    .map(|job| Settlement { receipt: job.receipt, settle: Settle::Succeed { result: None } });
-                let answers = driver.settle(&queue, settlements.collect()).await.unwrap();
-                done.fetch_add(answers.iter().filter(|answer| answer.is_ok()).count(), Ordering::Relaxed);
-            }
-        })
-    });
-    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
-    done.load(Ordering::Relaxed)
-}
-
 /// From the enqueue to the answer of a claim that waits.
-async fn latency(driver: &Arc<Redis>, queue: &QueueName) -> Vec<Duration> {
+async fn latency(driver: &DynDriver, queue: &QueueName) -> Vec<Duration> {
     let mut times = Vec::new();
     for _ in 0..IDLE {
         let wait = async {

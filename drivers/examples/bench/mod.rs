@@ -1,0 +1,213 @@
+//! What the benchmarks of all drivers do alike: the same jobs, callers and claimers, a table and its JSON.
+#![allow(dead_code, clippy::allow_attributes, reason = "no benchmark needs all of it")]
+
+use longshore_drivers::{
+    Claim, Declaration, DynDriver, NewJob, Owner, Payload, QueueName, QueueSettings, Settle, Settlement,
+};
+use serde_json::{Value, json};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Callers that enqueue at once.
+pub(crate) const CALLERS: usize = 64;
+/// Workers that claim and settle at once.
+pub(crate) const CLAIMERS: usize = 100;
+/// Jobs of a batch.
+pub(crate) const BATCH: usize = 100;
+/// Bytes of a payload.
+const PAYLOAD: usize = 200;
+
+/// Takes the option `name` and its value out of the arguments.
+pub(crate) fn option(arguments: &mut Vec<String>, name: &str) -> Option<String> {
+    let at = arguments.iter().position(|argument| argument == name)?;
+    arguments.remove(at);
+    Some(arguments.remove(at))
+}
+
+/// What was measured.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<Value>,
+}
+
+impl Table {
+    /// Adds a rate, beside what the server does at all; the rate is handed back.
+    pub(crate) fn add(&mut self, what: &str, count: usize, since: Instant, raw: Option<f64>) -> f64 {
+        let seconds = since.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = count as f64 / seconds;
+        let ratio = raw.map(|raw| rate / raw);
+        let beside = ratio.map_or_else(String::new, |ratio| format!("{:>4.0} % of raw", ratio * 100.0));
+        println!("{what:<56} {rate:>10.0} /s {beside:>14}   ({count} in {seconds:.2} s)");
+        self.row(json!({ "name": what, "value": rate, "unit": "1/s", "raw_ratio": ratio }));
+        rate
+    }
+
+    /// Adds how long something took.
+    pub(crate) fn add_time(&mut self, what: &str, time: Duration) {
+        let millis = time.as_secs_f64() * 1000.0;
+        println!("{what:<56} {millis:>10.2} ms");
+        self.row(json!({ "name": what, "value": millis, "unit": "ms", "raw_ratio": null }));
+    }
+
+    /// Adds a row to the JSON alone.
+    pub(crate) fn row(&mut self, row: Value) {
+        self.rows.push(row);
+    }
+
+    /// Writes it as JSON, if somebody named a file.
+    pub(crate) fn write(&self, file: Option<String>) {
+        if let Some(file) = file {
+            std::fs::write(file, serde_json::to_string_pretty(&self.rows).unwrap()).unwrap();
+        }
+    }
+}
+
+/// JSON of [`PAYLOAD`] bytes.
+pub(crate) fn payload() -> String {
+    let start = r#"{"to":"somebody@example.com","template":"welcome","locale":"en","note":""#;
+    format!("{start}{}\"}}", "x".repeat(PAYLOAD - start.len() - 2))
+}
+
+pub(crate) fn job() -> NewJob {
+    NewJob::new("mail", Payload::json(payload()))
+}
+
+pub(crate) fn claim(max: usize, wait: Duration) -> Claim {
+    let max = u32::try_from(max).unwrap();
+    Claim { max, wait, lease: Duration::from_secs(60), worker: "worker".into() }
+}
+
+/// A queue that is never full.
+pub(crate) async fn declare(driver: &DynDriver, name: &str) -> QueueName {
+    let queue: QueueName = name.parse().unwrap();
+    let owner = Owner { installation: "bench".into(), uid: "bench".into() };
+    let settings = QueueSettings { max_depth: 10_000_000, ..QueueSettings::default() };
+    driver.declare(&queue, Declaration { owner, settings, adopt: false }).await.unwrap();
+    queue
+}
+
+async fn add(driver: &DynDriver, queue: &QueueName, count: usize) {
+    let answers = driver.enqueue(queue, vec![job(); count]).await.unwrap();
+    assert!(answers.iter().all(Result::is_ok), "a job was refused: {answers:?}");
+}
+
+/// Enqueues about `total` jobs, `batch` at a time; how many.
+pub(crate) async fn enqueues(
+    driver: &DynDriver,
+    queue: &QueueName,
+    callers: usize,
+    total: usize,
+    batch: usize,
+) -> usize {
+    let rounds = total / callers / batch;
+    let tasks = (0..callers).map(|_| {
+        let (driver, queue) = (driver.clone(), queue.clone());
+        tokio::spawn(async move {
+            for _ in 0..rounds {
+                add(&driver, &queue, batch).await;
+            }
+        })
+    });
+    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
+    rounds * callers * batch
+}
+
+/// Claims and settles `total` jobs, `batch` at a time; how many. Whoever finds none asks the broker to wait for so long.
+pub(crate) async fn drain(
+    driver: &DynDriver,
+    queue: &QueueName,
+    total: usize,
+    batch: usize,
+    wait: Duration,
+) -> usize {
+    let done = Arc::new(AtomicUsize::new(0));
+    let tasks = (0..CLAIMERS).map(|_| {
+        let (driver, queue, done) = (driver.clone(), queue.clone(), done.clone());
+        tokio::spawn(async move {
+            // An empty claim is no end: others hold jobs that are not settled yet.
+            while done.load(Ordering::Relaxed) < total {
+                let settled = take(&driver, &queue, batch, wait, &Settle::Succeed { result: None }).await;
+                if settled == 0 {
+                    tokio::task::yield_now().await;
+                }
+                done.fetch_add(settled, Ordering::Relaxed);
+            }
+        })
+    });
+    futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
+    done.load(Ordering::Relaxed)
+}
+
+/// Claims up to `max` jobs and settles them; how many.
+async fn take(driver: &DynDriver, queue: &QueueName, max: usize, wait: Duration, settle: &Settle) -> usize {
+    let jobs = driver.claim(queue, claim(max, wait)).await.unwrap();
+    if jobs.is_empty() {
+        return 0;
+    }
+    let settlements: Vec<_> =
+        jobs.into_iter().map(|job| Settlement { receipt: job.receipt, settle: settle.clone() }).collect();
+    let answers = driver.settle(queue, settlements).await.unwrap();
+    answers.iter().filter(|answer| answer.is_ok()).count()
+}
+
+/// How many jobs wait.
+pub(crate) async fn depth(driver: &DynDriver, queue: &QueueName) -> usize {
+    usize::try_from(driver.stats(queue).await.unwrap().ready.unwrap()).unwrap()
+}
+
+/// Fills a queue up to `depth` jobs.
+pub(crate) async fn fill(driver: &DynDriver, queue: &QueueName, target: usize) {
+    while depth(driver, queue).await < target {
+        futures::future::join_all((0..4).map(|_| add(driver, queue, 250))).await;
+    }
+}
+
+/// Takes and gives back a batch so many times.
+pub(crate) async fn releases(driver: &DynDriver, queue: &QueueName, rounds: usize) -> usize {
+    let mut released = 0;
+    for _ in 0..rounds {
+        let release = Settle::Release { delay: Duration::ZERO };
+        released += take(driver, queue, BATCH, Duration::ZERO, &release).await;
+    }
+    released
+}
+
+/// Enqueues a batch so many times, alone.
+pub(crate) async fn additions(driver: &DynDriver, queue: &QueueName, rounds: usize) -> usize {
+    for _ in 0..rounds {
+        add(driver, queue, BATCH).await;
+    }
+    rounds * BATCH
+}
+
+/// Depths that grow tenfold from a thousand to `deepest`.
+pub(crate) fn depths(deepest: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1000_usize), |depth| depth.checked_mul(10))
+        .take_while(move |it| *it <= deepest)
+}
+
+/// What a batch costs in deeper and deeper queues.
+pub(crate) async fn deep(driver: &DynDriver, queue: &QueueName, deepest: usize, table: &mut Table) {
+    const ROUNDS: usize = 100;
+    for target in depths(deepest) {
+        fill(driver, queue, target).await;
+        let since = Instant::now();
+        let released = releases(driver, queue, ROUNDS).await;
+        let what = format!("claim and release {BATCH}, alone, {target} jobs deep");
+        table.add(&what, released, since, None);
+        let since = Instant::now();
+        let added = additions(driver, queue, ROUNDS).await;
+        table.add(&format!("enqueue {BATCH}, alone, {target} jobs deep"), added, since, None);
+        let since = Instant::now();
+        for _ in 0..ROUNDS {
+            driver.stats(queue).await.unwrap();
+        }
+        table.add(&format!("stats, alone, {target} jobs deep"), ROUNDS, since, None);
+    }
+}
