@@ -38,7 +38,6 @@ CREATE FUNCTION @schema@.try_open_lines(p_queue bigint, p_keys text[]) RETURNS t
 AS $$
 DECLARE
     v_keys text[];
-    v_free text[];
     v_busy text[];
     v_key text;
     v_misses int := 0;
@@ -48,11 +47,9 @@ BEGIN
         PERFORM @schema@.open_lines(p_queue, v_keys);
         RETURN '{}';
     END IF;
-    SELECT coalesce(array_agg(l.key), '{}') INTO v_free FROM (
-        SELECT key FROM @schema@.lines WHERE queue = p_queue AND key = ANY (v_keys) ORDER BY key FOR UPDATE SKIP LOCKED) l;
-    SELECT coalesce(array_agg(l.key), '{}') INTO v_busy FROM @schema@.lines l
-        WHERE l.queue = p_queue AND l.key = ANY (v_keys) AND l.key <> ALL (v_free);
-    SELECT array_agg(k ORDER BY k) INTO v_keys FROM unnest(v_keys) AS k WHERE k <> ALL (v_free) AND k <> ALL (v_busy);
+    v_busy := @schema@.try_lock_lines(p_queue, v_keys);
+    SELECT array_agg(k ORDER BY k) INTO v_keys FROM unnest(v_keys) AS k
+        WHERE k <> ALL (v_busy) AND NOT EXISTS (SELECT FROM @schema@.lines l WHERE l.queue = p_queue AND l.key = k);
     IF v_keys IS NULL THEN
         RETURN v_busy;
     END IF;
