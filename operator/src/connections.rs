@@ -49,9 +49,12 @@ impl Connections {
         self.changes.send_modify(|version| *version += 1);
     }
 
-    /// Forgets the connection to a Broker that is gone, and gives it to whoever closes it.
-    pub(crate) fn remove(&self, key: &BrokerKey) -> Option<Connection> {
-        let removed = self.lock().remove(key);
+    /// Forgets the connection to a Broker if it is one that `hit` says, and gives it to whoever closes it.
+    pub(crate) fn remove_if(&self, key: &BrokerKey, hit: impl Fn(&Connection) -> bool) -> Option<Connection> {
+        let removed = {
+            let mut open = self.lock();
+            open.get(key).is_some_and(hit).then(|| open.remove(key)).flatten()
+        };
         if removed.is_some() {
             self.changes.send_modify(|version| *version += 1);
         }

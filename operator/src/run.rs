@@ -150,6 +150,7 @@ async fn lead(
     // Being done with it is no end of a task that has to live.
     context.background.spawn(broker::create_default(context.clone(), stop.clone()));
     tasks.spawn(named("wake-ups", wake::run(context.clone(), stop.clone())));
+    tasks.spawn(named("connections", broker::close_connections(context.clone(), stop.clone())));
     tasks.spawn(named("completions", workflows::read_completions(context.clone(), stop.clone())));
     let outcome = supervise(tasks, &stop, SHUTDOWN_DEADLINE).await;
     context.background.close();

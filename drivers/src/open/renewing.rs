@@ -146,7 +146,7 @@ impl Shared {
     fn look(&self, current: &mut Current) {
         current.looked_at = Instant::now();
         if let Some((driver, credentials)) = self.renewed(current) {
-            current.replace(driver, credentials);
+            current.replace(&driver, credentials);
         }
     }
 
@@ -159,18 +159,10 @@ impl Shared {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_elapsed) => Some(format!("no answer within {TRY:?}")),
         };
-        {
-            let mut current = self.lock();
-            match &problem {
-                None if !current.closed => return current.replace(driver, credentials),
-                None => {}
-                Some(problem) => {
-                    tracing::warn!(
-                        problem,
-                        "the broker does not take its new credentials: keeping the old ones"
-                    );
-                }
-            }
+        if let Some(problem) = problem {
+            tracing::warn!(problem, "the broker does not take its new credentials: keeping the old ones");
+        } else if self.lock().replace(&driver, credentials) {
+            return;
         }
         driver.close().await;
     }
@@ -193,10 +185,15 @@ impl Shared {
 }
 
 impl Current {
-    fn replace(&mut self, driver: DynDriver, credentials: Credentials) {
+    /// Whether it was; after the end it isn't.
+    fn replace(&mut self, driver: &DynDriver, credentials: Credentials) -> bool {
+        if self.closed {
+            return false;
+        }
         tracing::info!("the broker's credentials changed: connecting anew");
-        retire(std::mem::replace(&mut self.driver, driver));
+        retire(std::mem::replace(&mut self.driver, driver.clone()));
         self.credentials = credentials;
+        true
     }
 }
 

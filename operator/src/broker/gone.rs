@@ -9,6 +9,7 @@ use crate::{
 use kube::ResourceExt;
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const KEEP: Duration = Duration::from_secs(45);
 
 /// Closes the connections of Brokers that are gone, until it is stopped.
-pub(super) async fn run(context: &Context, stop: CancellationToken) {
+pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut gone = Gone::default();
     loop {
         tokio::select! {
@@ -30,15 +31,14 @@ pub(super) async fn run(context: &Context, stop: CancellationToken) {
             broker.is_some_and(|broker| broker.uid().as_deref() == Some(uid))
         };
         for (key, uid) in gone.over(&context.connections.all(), stands, Instant::now()) {
-            close(context, &key, |connection| connection.broker_uid == uid);
+            close(&context, &key, |connection| connection.broker_uid == uid);
         }
     }
 }
 
 /// Closes the connection to a Broker if it is one that `hit` says, and forgets what was heard over it.
 pub(super) fn close(context: &Context, key: &BrokerKey, hit: impl Fn(&Connection) -> bool) {
-    let there = context.connections.get(&key.0, &key.1).is_some_and(|connection| hit(&connection));
-    if let Some(connection) = there.then(|| context.connections.remove(key)).flatten() {
+    if let Some(connection) = context.connections.remove_if(key, hit) {
         tracing::info!(namespace = key.0, broker = key.1, "the Broker is gone: closing its connection");
         context.inbox.forget(key);
         connect::retire(connection);
@@ -71,7 +71,6 @@ impl Gone {
 mod tests {
     use super::*;
     use longshore_drivers::memory::Memory;
-    use std::sync::Arc;
 
     #[test]
     fn a_connection_whose_broker_is_gone_is_kept_for_its_queues_and_then_closed() {

@@ -42,6 +42,8 @@ use tokio::time::timeout as within;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use build::{SecretKeys, authority_of, credentials_of};
+pub(crate) use gone::run as close_connections;
+
 use connect::Access;
 use report::Seen;
 
@@ -59,16 +61,14 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) async fn run(scope: Scope, context: Arc<Context>, stop: CancellationToken) {
     let owned =
         watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
-    let seen = context.clone();
-    let stopped = stop.clone();
-    let controller = Controller::new(scope.api::<Broker>(&context.client), watcher::Config::default())
+    Controller::new(scope.api::<Broker>(&context.client), watcher::Config::default())
         .with_config(Config::default().concurrency(8))
         .owns(scope.api::<StatefulSet>(&context.client), owned.clone())
         .owns(scope.api::<Service>(&context.client), owned)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, reporting::failed, context)
-        .for_each(|_| std::future::ready(()));
-    tokio::join!(controller, gone::run(&seen, stopped));
+        .for_each(|_| std::future::ready(()))
+        .await;
 }
 
 /// Creates the Broker that the chart asks for, if nobody has made one of that name. Tries until it is there.
