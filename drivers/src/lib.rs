@@ -7,6 +7,8 @@
 mod capability;
 #[cfg(any(feature = "embedded", feature = "memory", feature = "redis", feature = "postgres"))]
 mod checks;
+#[cfg(any(feature = "http-client", feature = "redis", feature = "postgres"))]
+mod coalesce;
 mod completion;
 mod driver;
 mod error;
@@ -20,7 +22,7 @@ pub mod policy;
 pub mod postgres;
 mod queue;
 mod strict;
-#[cfg(any(feature = "embedded", feature = "http-client"))]
+#[cfg(any(feature = "embedded", feature = "http-client", feature = "redis", feature = "postgres"))]
 mod sync;
 mod time;
 

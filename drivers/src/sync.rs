@@ -9,7 +9,7 @@ mod real {
     pub(crate) use std::sync::Condvar;
 
     /// Runs `future` in a task of its own.
-    #[cfg(feature = "http-client")]
+    #[cfg(any(feature = "http-client", feature = "redis", feature = "postgres"))]
     pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
         drop(tokio::spawn(future));
     }

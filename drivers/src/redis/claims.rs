@@ -1,15 +1,17 @@
 //! Claims: handing out, waiting, and taking back what nobody received.
 
 use super::{
-    core::Core,
+    core::{Core, SHARED},
     hub::{Ear, Hub},
-    lanes::Lanes,
     link::{Link, closed},
     reply::{self, Items},
     scripts,
     stored::Stored,
 };
-use crate::{Claim, Claimed, Error, JobId, Limits, Notify, Payload, QueueName, Receipt, Result, Timestamp};
+use crate::{
+    Claim, Claimed, Error, JobId, Limits, Notify, Payload, QueueName, Receipt, Result, Timestamp,
+    coalesce::{Coalescer, Size},
+};
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -82,14 +84,15 @@ pub(super) fn parse(receipt: &Receipt) -> (&str, &str) {
     receipt.0.split_once('/').map_or(("", ""), |(token, id)| (id, token))
 }
 
-pub(super) fn lanes(link: &Arc<Link>, hub: &Arc<Hub>) -> Arc<Lanes<Key, Wish, Handed>> {
+pub(super) fn lanes(link: &Arc<Link>, hub: &Arc<Hub>) -> Arc<Coalescer<Key, Wish, Handed>> {
     let (link, hub) = (link.clone(), hub.clone());
-    Lanes::new(
-        Arc::new(move |key, wishes| {
+    Coalescer::of_items(
+        SHARED,
+        |_| Size::item(64),
+        move |key, wishes| {
             let (link, hub) = (link.clone(), hub.clone());
-            Box::pin(async move { hand_out(&link, &hub, &key, &wishes).await })
-        }),
-        |_| 64,
+            async move { hand_out(&link, &hub, &key, &wishes).await }
+        },
     )
 }
 
@@ -208,7 +211,7 @@ fn notify(stored: &str) -> Result<Option<Notify>> {
 
 impl Core {
     async fn ask(&self, key: &Key, max: u32, number: Option<u64>) -> Result<Handed> {
-        self.claims.call(key, Wish { max, number }).await
+        self.claims.call(key.clone(), Wish { max, number }).await
     }
 
     pub(super) async fn claim(&self, queue: &QueueName, claim: &Claim) -> Result<Vec<Claimed>> {

@@ -5,28 +5,31 @@ use super::{
     config::RedisConfig,
     enqueue,
     hub::Hub,
-    lanes::Lanes,
     leases,
     link::Link,
 };
 use crate::{
     Capabilities, Delay, Durability, Enqueued, Extension, IdMemory, Lease, Limits, NewJob, QueueName,
     Receipt, Result, Settlement,
+    coalesce::{Bounds, Coalescer},
 };
 use std::{sync::Arc, time::Duration};
 
 /// How long a close waits for what is under way.
 const CLOSES: Duration = Duration::from_secs(10);
 
+/// Requests that calls share: the server works on one while the other is written.
+pub(super) const SHARED: Bounds = Bounds { under_way: 2, items: Limits::BATCH, bytes: 4 * 1024 * 1024 };
+
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) link: Arc<Link>,
     pub(super) hub: Arc<Hub>,
     pub(super) capabilities: Capabilities,
-    pub(super) claims: Arc<Lanes<claims::Key, Wish, Handed>>,
-    pub(super) enqueues: Arc<Lanes<QueueName, NewJob, Result<Enqueued>>>,
-    pub(super) settles: Arc<Lanes<QueueName, Settlement, Result<()>>>,
-    pub(super) extensions: Arc<Lanes<(QueueName, u64), Receipt, Result<Extension>>>,
+    pub(super) claims: Arc<Coalescer<claims::Key, Wish, Handed>>,
+    pub(super) enqueues: Arc<Coalescer<QueueName, NewJob, Result<Enqueued>>>,
+    pub(super) settles: Arc<Coalescer<QueueName, Settlement, Result<()>>>,
+    pub(super) extensions: Arc<Coalescer<(QueueName, u64), Receipt, Result<Extension>>>,
 }
 
 impl Core {

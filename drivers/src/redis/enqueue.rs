@@ -1,8 +1,8 @@
 //! Adding jobs.
 
 use super::{
+    core::SHARED,
     errors::Call,
-    lanes::Lanes,
     link::Link,
     reply::{self, Extras, Items},
     scripts,
@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Address, Enqueued, Error, ErrorKind, JobId, Limits, NewJob, Ordering, QueueName, Result, checks,
+    coalesce::{Coalescer, Size},
 };
 use redis::Value;
 use std::{collections::BTreeSet, sync::Arc};
@@ -21,14 +22,15 @@ struct Row {
     extras: String,
 }
 
-pub(super) fn lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, NewJob, Result<Enqueued>>> {
+pub(super) fn lanes(link: &Arc<Link>) -> Arc<Coalescer<QueueName, NewJob, Result<Enqueued>>> {
     let link = link.clone();
-    Lanes::new(
-        Arc::new(move |queue, jobs| {
+    Coalescer::of_items(
+        SHARED,
+        |job| Size::item(size(job)),
+        move |queue, jobs| {
             let link = link.clone();
-            Box::pin(async move { enqueue(&link, &queue, jobs).await })
-        }),
-        size,
+            async move { enqueue(&link, &queue, jobs).await }
+        },
     )
 }
 

@@ -2,34 +2,39 @@
 
 use super::{
     claims::{parse, stale},
-    lanes::Lanes,
+    core::SHARED,
     link::Link,
     reply, scripts,
     slices::{Answers, cut},
 };
-use crate::{Error, Extension, Failure, Limits, QueueName, Receipt, Result, Settle, Settlement};
+use crate::{
+    Error, Extension, Failure, Limits, QueueName, Receipt, Result, Settle, Settlement,
+    coalesce::{Coalescer, Size},
+};
 use redis::Cmd;
 use std::{sync::Arc, time::Duration};
 
-pub(super) fn settle_lanes(link: &Arc<Link>) -> Arc<Lanes<QueueName, Settlement, Result<()>>> {
+pub(super) fn settle_lanes(link: &Arc<Link>) -> Arc<Coalescer<QueueName, Settlement, Result<()>>> {
     let link = link.clone();
-    Lanes::new(
-        Arc::new(move |queue, settlements| {
+    Coalescer::of_items(
+        SHARED,
+        |settlement| Size::item(size(settlement)),
+        move |queue, settlements| {
             let link = link.clone();
-            Box::pin(async move { settle(&link, &queue, settlements).await })
-        }),
-        size,
+            async move { settle(&link, &queue, settlements).await }
+        },
     )
 }
 
-pub(super) fn extend_lanes(link: &Arc<Link>) -> Arc<Lanes<(QueueName, u64), Receipt, Result<Extension>>> {
+pub(super) fn extend_lanes(link: &Arc<Link>) -> Arc<Coalescer<(QueueName, u64), Receipt, Result<Extension>>> {
     let link = link.clone();
-    Lanes::new(
-        Arc::new(move |(queue, lease), receipts| {
+    Coalescer::of_items(
+        SHARED,
+        |_| Size::item(256),
+        move |(queue, lease), receipts| {
             let link = link.clone();
-            Box::pin(async move { extend(&link, &queue, &receipts, lease).await })
-        }),
-        |_| 256,
+            async move { extend(&link, &queue, &receipts, lease).await }
+        },
     )
 }
 

@@ -19,7 +19,6 @@ mod enqueue;
 mod errors;
 mod hints;
 mod hub;
-mod lanes;
 mod leases;
 mod link;
 mod reply;
@@ -97,7 +96,7 @@ impl Driver for Redis {
     async fn enqueue(&self, queue: &QueueName, jobs: Vec<NewJob>) -> Result<Vec<Result<Enqueued>>> {
         checks::batch(jobs.len())?;
         match only(jobs) {
-            Ok(job) => Ok(vec![self.core.enqueues.call(queue, job).await?]),
+            Ok(job) => Ok(vec![self.core.enqueues.call(queue.clone(), job).await?]),
             Err(jobs) if jobs.is_empty() => Ok(Vec::new()),
             Err(jobs) if slices::are_many(&jobs, enqueue::size) => {
                 let (link, queue) = (self.core.link.clone(), queue.clone());
@@ -123,7 +122,7 @@ impl Driver for Redis {
         checks::batch(receipts.len())?;
         let lease = leases::millis(lease);
         match only(receipts) {
-            Ok(receipt) => Ok(vec![self.core.extensions.call(&(queue.clone(), lease), receipt).await?]),
+            Ok(receipt) => Ok(vec![self.core.extensions.call((queue.clone(), lease), receipt).await?]),
             Err(receipts) if receipts.is_empty() => Ok(Vec::new()),
             Err(receipts) => leases::extend(&self.core.link, queue, &receipts, lease).await,
         }
@@ -132,7 +131,7 @@ impl Driver for Redis {
     async fn settle(&self, queue: &QueueName, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         checks::batch(settlements.len())?;
         match only(settlements) {
-            Ok(settlement) => Ok(vec![self.core.settles.call(queue, settlement).await?]),
+            Ok(settlement) => Ok(vec![self.core.settles.call(queue.clone(), settlement).await?]),
             Err(settlements) if settlements.is_empty() => Ok(Vec::new()),
             Err(settlements) if slices::are_many(&settlements, leases::size) => {
                 let (link, queue) = (self.core.link.clone(), queue.clone());

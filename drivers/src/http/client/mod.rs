@@ -4,11 +4,7 @@
 //! the broker is there.
 
 mod batch;
-mod coalesce;
 mod config;
-#[cfg(test)]
-#[cfg(feature = "models")]
-mod models;
 mod token;
 mod transport;
 mod wake;
@@ -25,11 +21,11 @@ use super::{
 };
 use crate::{
     Address, Capabilities, Claim, Claimed, CompletionPage, CompletionReceipt, Declaration, Declared, Driver,
-    Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, ListJobs, NewJob, Owner,
-    Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
+    Enqueued, Error, ErrorKind, Extension, JobId, JobPage, JobRecord, JobState, Limits, ListJobs, NewJob,
+    Owner, Payload, Probe, QueueName, QueueStats, ReadCompletions, Receipt, Result, Settlement, WakeStream,
+    coalesce::{Bounds, Coalescer, Size},
 };
 use async_trait::async_trait;
-use coalesce::Coalescer;
 use futures::{FutureExt, future::BoxFuture};
 use std::{
     sync::{Arc, OnceLock},
@@ -39,12 +35,19 @@ use transport::{Call, Transport};
 
 /// How long callers of single enqueues get their answers after the driver was closed.
 const CLOSE: Duration = Duration::from_secs(5);
+/// Requests of single enqueues: the server answers one while the next one gathers.
+const SHARED: Bounds = Bounds { under_way: 1, items: Limits::BATCH, bytes: batch::BYTES };
+
+fn size(job: &NewJob) -> Size {
+    Size::item(batch::job_bytes(job))
+}
 
 /// A broker at the other end of HTTP.
 #[derive(Debug)]
 pub struct HttpDriver {
     transport: Arc<Transport>,
-    coalescer: Arc<Coalescer>,
+    /// Single enqueues share requests.
+    singles: Arc<Coalescer<QueueName, NewJob, Result<Enqueued>>>,
     assumed: Capabilities,
     probed: OnceLock<Capabilities>,
 }
@@ -55,12 +58,14 @@ impl HttpDriver {
     /// Until the first [`Driver::probe`] succeeds its capabilities are those that `config` assumes; from then on they
     /// are the broker's.
     pub fn new(config: HttpConfig) -> Self {
-        Self {
-            assumed: config.assumed.clone(),
-            transport: Arc::new(Transport::new(config)),
-            coalescer: Arc::default(),
-            probed: OnceLock::new(),
-        }
+        let assumed = config.assumed.clone();
+        let transport = Arc::new(Transport::new(config));
+        let carrier = transport.clone();
+        let singles = Coalescer::of_items(SHARED, size, move |queue, jobs| {
+            let transport = carrier.clone();
+            async move { enqueue(&transport, &queue, jobs).await }
+        });
+        Self { transport, singles, assumed, probed: OnceLock::new() }
     }
 
     /// The same for a broker that has to be there: its capabilities are its own from the start.
@@ -78,7 +83,7 @@ impl HttpDriver {
         if jobs.len() == 1
             && let Some(job) = jobs.pop()
         {
-            let answer = self.coalescer.enqueue(&self.transport, queue, job).await?;
+            let answer = self.singles.call(queue.clone(), job).await?;
             return Ok(vec![answer]);
         }
         batch::in_parts(jobs, batch::job_bytes, |jobs| enqueue(&self.transport, queue, jobs)).await
@@ -214,7 +219,7 @@ impl Driver for HttpDriver {
     async fn close(&self) {
         self.transport.close();
         // What is under way ends by itself; a caller who still waits hears its answer.
-        drop(tokio::time::timeout(CLOSE, self.coalescer.finish()).await);
+        drop(tokio::time::timeout(CLOSE, self.singles.finish()).await);
     }
 }
 
