@@ -123,6 +123,7 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Backend>> {
         "redis" => Some(Arc::new(super::servers::redis::OnRedis)),
         "postgres" => Some(Arc::new(super::servers::postgres::LISTENING)),
         "postgres-poll" => Some(Arc::new(super::servers::postgres::POLLING)),
+        "postgres-pgbouncer" => Some(Arc::new(super::servers::postgres::BOUNCED)),
         _ => None,
     }
 }

@@ -32,8 +32,8 @@ struct Meta {
 /// Asks the server who it is and makes it ours.
 pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str, call: Call) -> Result<Facts> {
     let info = text(ask(connection, redis::cmd("INFO").arg("everything"), "INFO", call).await?);
-    let version = field(&info, "redis_version").unwrap_or("unknown").to_owned();
-    old(&version)?;
+    old(field(&info, "redis_version").unwrap_or("unknown"))?;
+    let version = version(&info);
     if field(&info, "cluster_enabled") == Some("1") {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -51,6 +51,15 @@ pub(super) async fn meet(connection: &mut MultiplexedConnection, prefix: &str, c
     let durability = durability(connection, field(&info, "aof_enabled") == Some("1")).await;
     let backend_id = identity(connection, prefix, call).await?;
     Ok(Facts { version, backend_id, durability })
+}
+
+/// Which server it is. Those that came from Redis tell the version of Redis that they resemble, and their own one beside it.
+fn version(info: &str) -> String {
+    match (field(info, "valkey_version"), field(info, "redis_version")) {
+        (Some(valkey), _) => format!("Valkey {valkey}"),
+        (None, Some(redis)) => redis.to_owned(),
+        (None, None) => "unknown".to_owned(),
+    }
 }
 
 /// Scripts tell of jobs and completions on channels, after they wrote them: a user without the right is refused before that.
@@ -208,6 +217,14 @@ mod tests {
             assert_eq!(error.kind, ErrorKind::Fatal);
             assert!(error.message.contains(bad) && error.message.contains("noeviction"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_server_that_came_from_redis_tells_its_own_version() {
+        assert_eq!(version("redis_version:7.0.15\r\n"), "7.0.15");
+        let info = "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n";
+        assert_eq!(version(info), "Valkey 8.0.1");
+        assert_eq!(version("# Server\r\n"), "unknown");
     }
 
     #[test]
