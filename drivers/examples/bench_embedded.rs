@@ -1,16 +1,17 @@
 //! How fast the embedded broker is on this machine, beside what its disk and SQLite can do at all.
 //!
-//! `cargo run --release -p longshore-drivers --no-default-features --features embedded --example bench_embedded [--json FILE] [DIR [DEPTH]]`
+//! `cargo run --release -p longshore-drivers --no-default-features --features embedded --example bench_embedded [OPTIONS] [DIR [DEPTH]]`
 //!
-//! With a depth it also shows what a claim and a settle cost at growing depths up to that one. `--json` writes the same
-//! numbers as an array of `{name, value, unit, raw_ratio}`. A directory in memory is refused: nothing is synced there.
+//! With a depth it also shows what a claim and a settle cost at growing depths up to that one. `--json FILE` writes the same
+//! numbers as an array of `{name, value, unit, raw_ratio}`; `--baseline FILE` compares the ratios with stored ones, and stores
+//! them with `--store`. A directory in memory is refused: nothing is synced there.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
 #[path = "bench/mod.rs"]
 mod bench;
 
-use bench::{BATCH, CALLERS, CLAIMERS, Table, payload};
+use bench::{BATCH, Beside, CALLERS, CLAIMERS, Outputs, Table, payload};
 use longshore_drivers::{
     DynDriver, QueueName,
     embedded::{Config, Embedded},
@@ -29,7 +30,7 @@ const BATCHED: usize = 200_000;
 #[tokio::main]
 async fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json = bench::option(&mut arguments, "--json");
+    let outputs = Outputs::of(&mut arguments);
     let directory = arguments.first().map_or_else(std::env::temp_dir, PathBuf::from).canonicalize().unwrap();
     let kind = filesystem(&directory);
     println!("{} is on {kind}", directory.display());
@@ -43,7 +44,7 @@ async fn main() {
     let deepest = arguments.get(1).map_or(0, |depth| depth.parse().unwrap());
     measure(&directory, deepest, &mut table).await;
     std::fs::remove_dir_all(&directory).unwrap();
-    table.write(json);
+    table.end(&outputs);
 }
 
 async fn measure(directory: &Path, deepest: usize, table: &mut Table) {
@@ -60,7 +61,7 @@ async fn measure(directory: &Path, deepest: usize, table: &mut Table) {
 
 /// What the driver does, beside what the disk and SQLite do for a lone caller, single jobs, batches and claims.
 async fn ours(driver: &DynDriver, queue: &QueueName, raw: [f64; 4], table: &mut Table) {
-    let [alone, grouped, batches, settles] = raw.map(Some);
+    let [alone, grouped, batches, settles] = raw.map(Beside::Raw);
     let since = Instant::now();
     let count = bench::enqueues(driver, queue, 1, 500, 1).await;
     table.add("enqueue: a lone caller, one by one", count, since, alone);
@@ -95,7 +96,7 @@ fn syncs(directory: &Path, table: &mut Table) -> f64 {
         file.write_all(&[7; 4096]).unwrap();
         file.sync_data().unwrap();
     }
-    table.add("raw: appends of 4 KiB, each synced", count, since, None)
+    table.add("raw: appends of 4 KiB, each synced", count, since, Beside::Nothing)
 }
 
 fn database(path: &Path) -> rusqlite::Connection {
@@ -128,7 +129,12 @@ fn raw_inserts(directory: &Path, group: usize, table: &mut Table) -> f64 {
     for round in 0..rounds {
         insert(&db, round, group);
     }
-    table.add(&format!("raw: SQLite inserts, {group} in a transaction"), rounds * group, since, None)
+    table.add(
+        &format!("raw: SQLite inserts, {group} in a transaction"),
+        rounds * group,
+        since,
+        Beside::Nothing,
+    )
 }
 
 /// Claims a batch in one transaction and settles it in another.
@@ -158,6 +164,6 @@ fn raw_settles(directory: &Path, table: &mut Table) -> f64 {
         &format!("raw: SQLite claims and settles, {BATCH} in a transaction"),
         rounds * BATCH,
         since,
-        None,
+        Beside::Nothing,
     )
 }

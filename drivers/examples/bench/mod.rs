@@ -1,11 +1,15 @@
 //! What the benchmarks of all drivers do alike: the same jobs, callers and claimers, a table and its JSON.
 #![allow(dead_code, clippy::allow_attributes, reason = "no benchmark needs all of it")]
 
+mod guard;
+pub(crate) mod rounds;
+
 use longshore_drivers::{
     Claim, Declaration, DynDriver, NewJob, Owner, Payload, QueueName, QueueSettings, Settle, Settlement,
 };
 use serde_json::{Value, json};
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -29,6 +33,37 @@ pub(crate) fn option(arguments: &mut Vec<String>, name: &str) -> Option<String> 
     Some(arguments.remove(at))
 }
 
+/// Where the figures go, as the command line says.
+pub(crate) struct Outputs {
+    json: Option<String>,
+    baseline: Option<String>,
+    store: bool,
+}
+
+impl Outputs {
+    /// Takes `--json FILE`, `--baseline FILE` and `--store` out of the arguments.
+    pub(crate) fn of(arguments: &mut Vec<String>) -> Self {
+        let (json, baseline) = (option(arguments, "--json"), option(arguments, "--baseline"));
+        Self { json, baseline, store: flag(arguments, "--store") }
+    }
+}
+
+/// Takes the option `name` out of the arguments; whether it was there.
+pub(crate) fn flag(arguments: &mut Vec<String>, name: &str) -> bool {
+    let at = arguments.iter().position(|argument| argument == name);
+    at.map(|at| arguments.remove(at)).is_some()
+}
+
+/// What a rate is compared with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Beside {
+    Nothing,
+    /// What the server does at all.
+    Raw(f64),
+    /// The same in a queue with few jobs.
+    Shallow(f64),
+}
+
 /// What was measured.
 #[derive(Default)]
 pub(crate) struct Table {
@@ -36,23 +71,25 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Adds a rate, beside what the server does at all; the rate is handed back.
-    pub(crate) fn add(&mut self, what: &str, count: usize, since: Instant, raw: Option<f64>) -> f64 {
+    /// Adds a rate, beside another one; the rate is handed back.
+    pub(crate) fn add(&mut self, what: &str, count: usize, since: Instant, beside: Beside) -> f64 {
         let seconds = since.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = count as f64 / seconds;
-        let ratio = raw.map(|raw| rate / raw);
-        let beside = ratio.map_or_else(String::new, |ratio| format!("{:>4.0} % of raw", ratio * 100.0));
-        println!("{what:<56} {rate:>10.0} /s {beside:>14}   ({count} in {seconds:.2} s)");
-        self.row(json!({ "name": what, "value": rate, "unit": "1/s", "raw_ratio": ratio }));
+        let (raw, shallow) = match beside {
+            Beside::Nothing => (None, None),
+            Beside::Raw(raw) => (Some(rate / raw), None),
+            Beside::Shallow(shallow) => (None, Some(rate / shallow)),
+        };
+        let percent = |ratio: Option<f64>, of: &str| {
+            ratio.map_or_else(String::new, |ratio| format!("{:>4.0} % of {of}", ratio * 100.0))
+        };
+        let ratios = percent(raw, "raw") + &percent(shallow, "shallow");
+        println!("{what:<56} {rate:>10.0} /s {ratios:>17}   ({count} in {seconds:.2} s)");
+        self.row(
+            json!({ "name": what, "value": rate, "unit": "1/s", "raw_ratio": raw, "shallow_ratio": shallow }),
+        );
         rate
-    }
-
-    /// Adds how long something took.
-    pub(crate) fn add_time(&mut self, what: &str, time: Duration) {
-        let millis = time.as_secs_f64() * 1000.0;
-        println!("{what:<56} {millis:>10.2} ms");
-        self.row(json!({ "name": what, "value": millis, "unit": "ms", "raw_ratio": null }));
     }
 
     /// Adds a row to the JSON alone.
@@ -60,10 +97,13 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Writes it as JSON, if somebody named a file.
-    pub(crate) fn write(&self, file: Option<String>) {
-        if let Some(file) = file {
+    /// Writes it as JSON, and compares it with what is stored, where somebody named files for that.
+    pub(crate) fn end(&self, outputs: &Outputs) {
+        if let Some(file) = &outputs.json {
             std::fs::write(file, serde_json::to_string_pretty(&self.rows).unwrap()).unwrap();
+        }
+        if let Some(file) = &outputs.baseline {
+            guard::check(&self.rows, Path::new(file), outputs.store);
         }
     }
 }
@@ -195,19 +235,24 @@ pub(crate) fn depths(deepest: usize) -> impl Iterator<Item = usize> {
 /// What a batch costs in deeper and deeper queues.
 pub(crate) async fn deep(driver: &DynDriver, queue: &QueueName, deepest: usize, table: &mut Table) {
     const ROUNDS: usize = 100;
+    let mut shallow = [Beside::Nothing; 3];
     for target in depths(deepest) {
         fill(driver, queue, target).await;
         let since = Instant::now();
         let released = releases(driver, queue, ROUNDS).await;
         let what = format!("claim and release {BATCH}, alone, {target} jobs deep");
-        table.add(&what, released, since, None);
+        let released = table.add(&what, released, since, shallow[0]);
         let since = Instant::now();
         let added = additions(driver, queue, ROUNDS).await;
-        table.add(&format!("enqueue {BATCH}, alone, {target} jobs deep"), added, since, None);
+        let added =
+            table.add(&format!("enqueue {BATCH}, alone, {target} jobs deep"), added, since, shallow[1]);
         let since = Instant::now();
         for _ in 0..ROUNDS {
             driver.stats(queue).await.unwrap();
         }
-        table.add(&format!("stats, alone, {target} jobs deep"), ROUNDS, since, None);
+        let looked = table.add(&format!("stats, alone, {target} jobs deep"), ROUNDS, since, shallow[2]);
+        if matches!(shallow[0], Beside::Nothing) {
+            shallow = [released, added, looked].map(Beside::Shallow);
+        }
     }
 }

@@ -1,31 +1,32 @@
 //! How fast the Redis driver is on this machine, beside what the same server does at all with the same bytes.
 //!
-//! `cargo run --release -p longshore-drivers --example bench_redis [--json FILE] [--rounds N] [--rewrites] [DEPTH]`
+//! `cargo run --release -p longshore-drivers --example bench_redis [OPTIONS] [--rounds N] [--rewrites] [DEPTH]`
 //!
 //! Starts a server of its own (`appendonly yes`, `appendfsync everysec`) on loopback. Raw and driver take turns, each on an
 //! empty database with an append-only file just rewritten; the table shows medians of the rounds (3 unless told otherwise),
 //! and ratios within a round. The server rewrites its file only between measurements, so that no side pays for what the other
 //! one wrote; `--rewrites` lets it rewrite whenever it wants to. With a depth it also shows what a job costs at growing depths
-//! up to that one. `--json` writes the same numbers as an array of `{name, value, unit, raw_ratio}`.
+//! up to that one. `--json FILE` writes the same numbers as an array of `{name, value, unit, raw_ratio}`; `--baseline FILE`
+//! compares the ratios with stored ones, and stores them with `--store`.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
 #[path = "../bench/mod.rs"]
 mod bench;
-mod meter;
 mod raw;
 
-use bench::{BATCH, CALLERS, CLAIMERS, Table, claim, job, option, payload};
+use bench::{
+    BATCH, CALLERS, CLAIMERS, Outputs, Table, claim, flag, job, option, payload,
+    rounds::{Cost, Meter, Rounds, Side},
+};
 use longshore_drivers::{
     DriverExt, DynDriver, QueueName, Settle,
     conformance::{Broker, servers::redis::RedisBroker},
     redis::{Redis, RedisConfig},
 };
-use meter::{Cost, Meter, median};
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,14 +42,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[tokio::main]
 async fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json = option(&mut arguments, "--json");
+    let outputs = Outputs::of(&mut arguments);
     let rounds = option(&mut arguments, "--rounds").map_or(3, |rounds| rounds.parse().unwrap());
-    let rewrites = arguments.iter().position(|argument| argument == "--rewrites");
-    if let Some(at) = rewrites {
-        arguments.remove(at);
-    }
+    let rewrites = flag(&mut arguments, "--rewrites");
     let deepest = arguments.first().map_or(0, |depth| depth.parse().unwrap());
-    let settings = if rewrites.is_some() { SETTINGS.to_vec() } else { [SETTINGS, CALM].concat() };
+    let settings = if rewrites { SETTINGS.to_vec() } else { [SETTINGS, CALM].concat() };
     let server = RedisBroker::start(&settings).await.unwrap();
     let mut bench = Bench::new(server).await;
     for round in 1..=rounds {
@@ -58,39 +56,17 @@ async fn main() {
         bench.idle().await;
     }
     let mut table = Table::default();
-    bench.tell(&mut table);
+    bench.rounds.tell("RPUSH to BLPOP", &mut table);
     bench.deep(deepest, &mut table).await;
     bench.server.stop().await;
-    table.write(json);
-}
-
-/// Who does the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Side {
-    Bare,
-    Least,
-    Driver,
-}
-
-impl Side {
-    const ALL: [Self; 3] = [Self::Bare, Self::Least, Self::Driver];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Bare => "raw: bare",
-            Self::Least => "raw: the contract's minimum",
-            Self::Driver => "driver",
-        }
-    }
+    table.end(&outputs);
 }
 
 struct Bench {
     server: RedisBroker,
     client: redis::Client,
     raw: MultiplexedConnection,
-    /// By work and side, round by round.
-    costs: BTreeMap<(String, Side), Vec<Cost>>,
-    idle: [Vec<Vec<Duration>>; 2],
+    rounds: Rounds,
 }
 
 impl Bench {
@@ -98,7 +74,7 @@ impl Bench {
         let client = redis::Client::open(server.url()).unwrap();
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
         let raw = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
-        Self { server, client, raw, costs: BTreeMap::new(), idle: [Vec::new(), Vec::new()] }
+        Self { server, client, raw, rounds: Rounds::default() }
     }
 
     /// Empties the database and its file.
@@ -135,7 +111,7 @@ impl Bench {
         for side in Side::ALL {
             self.fresh().await;
             let (driver, queue) = self.connect().await;
-            let meter = Meter::start(&self.raw).await;
+            let meter = self.start().await;
             let jobs = match side {
                 Side::Bare => raw::bare_enqueues(&self.raw, batch).await,
                 Side::Least => raw::least_enqueues(&self.raw, batch).await,
@@ -145,7 +121,7 @@ impl Bench {
                 }
             };
             self.note(&format!("enqueue, {CALLERS} callers, {batch} at a time"), side, meter, jobs).await;
-            let meter = Meter::start(&self.raw).await;
+            let meter = self.start().await;
             let drained = match side {
                 Side::Bare => raw::bare_drain(&self.raw, batch).await,
                 Side::Least => raw::least_drain(&self.raw, jobs, batch).await,
@@ -159,9 +135,16 @@ impl Bench {
     }
 
     async fn note(&mut self, what: &str, side: Side, meter: Meter, jobs: usize) {
-        let cost = meter.stop(jobs).await;
-        eprintln!("  {what}, {}: {:.0} /s", side.name(), cost.rate);
-        self.costs.entry((what.to_owned(), side)).or_default().push(cost);
+        let cost = self.stop(meter, jobs).await;
+        self.rounds.note(what, side, cost);
+    }
+
+    async fn start(&self) -> Meter {
+        Meter::start(server(&self.raw).await)
+    }
+
+    async fn stop(&self, meter: Meter, jobs: usize) -> Cost {
+        meter.stop(jobs, server(&self.raw)).await
     }
 
     async fn idle(&mut self) {
@@ -173,56 +156,7 @@ impl Bench {
         let same = driver.clone();
         let ours = tokio::spawn(async move { latency(&same, &queue).await }).await.unwrap();
         driver.close().await;
-        let percent = |times: &[Duration]| format!("{:.3} / {:.3} ms", slow(times, 50), slow(times, 99));
-        eprintln!("  idle, p50 / p99: raw {}, driver {}", percent(&bare), percent(&ours));
-        self.idle[0].push(bare);
-        self.idle[1].push(ours);
-    }
-
-    /// Medians, and ratios to both raw sides within a round.
-    fn tell(&self, table: &mut Table) {
-        println!("{:<76} {:>9}  of least of bare   server   client", "", "jobs/s");
-        let works: std::collections::BTreeSet<_> = self.costs.keys().map(|(work, _)| work.clone()).collect();
-        for work in works {
-            for side in Side::ALL {
-                let costs = &self.costs[&(work.clone(), side)];
-                let of = |other: Side| {
-                    let others = &self.costs[&(work.clone(), other)];
-                    median(costs.iter().zip(others).map(|(cost, other)| cost.rate / other.rate).collect())
-                };
-                let middle = |what: fn(&Cost) -> f64| median(costs.iter().map(what).collect());
-                let name = format!("{}, {work}", side.name());
-                let (rate, least, bare) = (middle(|cost| cost.rate), of(Side::Least), of(Side::Bare));
-                let (server, client) = (middle(|cost| cost.server), middle(|cost| cost.client));
-                println!(
-                    "{name:<76} {rate:>9.0} {:>7.0} % {:>5.0} % {server:>5.1} µs {client:>5.1} µs",
-                    least * 100.0,
-                    bare * 100.0
-                );
-                table.row(json!({
-                    "name": name, "value": rate, "unit": "1/s",
-                    "raw_ratio": (side == Side::Driver).then_some(least), "bare_ratio": bare,
-                    "server_us": server, "client_us": client,
-                }));
-            }
-        }
-        if self.idle[0].is_empty() {
-            return;
-        }
-        for (share, name) in [(50, "p50"), (99, "p99")] {
-            let [raw, ours] = [0, 1].map(|side: usize| {
-                let rounds: Vec<f64> = self.idle[side].iter().map(|times| slow(times, share)).collect();
-                median(rounds)
-            });
-            println!("idle, RPUSH to BLPOP, {name}: {raw:.3} ms; enqueue to claim: {ours:.3} ms");
-            table.row(
-                json!({ "name": format!("raw: RPUSH to BLPOP, idle, {name}"), "value": raw, "unit": "ms" }),
-            );
-            table.row(json!({
-                "name": format!("enqueue to claim, idle, {name}"), "value": ours, "unit": "ms",
-                "raw_ratio": ours / raw,
-            }));
-        }
+        self.rounds.note_idle(bare, ours);
     }
 
     /// What a batch costs in deeper and deeper queues.
@@ -230,19 +164,28 @@ impl Bench {
         const ROUNDS: usize = 100;
         self.fresh().await;
         let (driver, queue) = self.connect().await;
+        let mut shallow = [None; 2];
         for target in bench::depths(deepest) {
             bench::fill(&driver, &queue, target).await;
-            let meter = Meter::start(&self.raw).await;
+            let meter = self.start().await;
             let count = bench::releases(&driver, &queue, ROUNDS).await;
-            let released = meter.stop(count).await;
-            let meter = Meter::start(&self.raw).await;
+            let released = self.stop(meter, count).await;
+            let meter = self.start().await;
             let count = bench::additions(&driver, &queue, ROUNDS).await;
-            let added = meter.stop(count).await;
-            for (what, cost) in [("claim and release", released), ("enqueue", added)] {
+            let added = self.stop(meter, count).await;
+            let costs = [("claim and release", released), ("enqueue", added)];
+            for ((what, cost), shallow) in costs.into_iter().zip(&mut shallow) {
+                let ratio = cost.rate / *shallow.get_or_insert(cost.rate);
                 let name = format!("{what} {BATCH}, alone, {target} jobs deep");
-                println!("{name:<76} {:>9.0} {:>23.1} µs {:>5.1} µs", cost.rate, cost.server, cost.client);
+                println!(
+                    "{name:<64} {:>9.0} {:>5.0} % of shallow {:>8.1} µs {:>6.1} µs",
+                    cost.rate,
+                    ratio * 100.0,
+                    cost.server,
+                    cost.client
+                );
                 table.row(json!({
-                    "name": name, "value": cost.rate, "unit": "1/s", "raw_ratio": null,
+                    "name": name, "value": cost.rate, "unit": "1/s", "raw_ratio": null, "shallow_ratio": ratio,
                     "server_us": cost.server, "client_us": cost.client,
                 }));
             }
@@ -251,11 +194,14 @@ impl Bench {
     }
 }
 
-/// Milliseconds that so many of a hundred stay below.
-fn slow(times: &[Duration], share: usize) -> f64 {
-    let mut times = times.to_vec();
-    times.sort();
-    times[times.len() * share / 100].as_secs_f64() * 1000.0
+/// Seconds of the server's main thread.
+async fn server(connection: &MultiplexedConnection) -> f64 {
+    let mut connection = connection.clone();
+    let info: String = redis::cmd("INFO").arg("cpu").query_async(&mut connection).await.unwrap();
+    let fields = info.lines().filter_map(|line| line.trim().split_once(':'));
+    let main =
+        fields.filter(|(name, _)| ["used_cpu_sys_main_thread", "used_cpu_user_main_thread"].contains(name));
+    main.map(|(_, seconds)| seconds.parse::<f64>().unwrap()).sum()
 }
 
 /// From the enqueue to the answer of a claim that waits.
