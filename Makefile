@@ -94,6 +94,10 @@ coverage: packages ## Which lines the unit, property and conformance tests run, 
 compatibility: ## Write the versions that the conformance suite ran on into docs/compatibility.md.
 	@e2e/lib/compatibility "$(LONGSHORE_CONFORMANCE_DIR)" docs/compatibility.md
 
+.PHONY: versions
+versions: ## The conformance suite on other versions of the servers, and through PgBouncer; ONLY=postgres-18,valkey-8 names some.
+	@e2e/lib/versions
+
 .PHONY: brokers-up
 brokers-up: ## Start servers for the tests (Redis, PostgreSQL), and print how to name them.
 	@e2e/lib/brokers up
@@ -107,7 +111,7 @@ bench: ## Figures, each beside its raw cost: the embedded broker in process, and
 	@e2e/lib/bench
 
 .PHONY: bench-brokers
-bench-brokers: ## What the drivers do beside their bare servers; DEPTH=1000000 goes on in deep queues.
+bench-brokers: ## What the drivers do beside their bare servers, guarded by stored ratios; DEPTH=1000000 goes on in deep queues, STORE=1 stores.
 	@e2e/lib/bench-brokers
 
 .PHONY: soak
