@@ -4,10 +4,6 @@
 //! them as fit. A lone call finds none under way and leaves at once: what few callers wait for is never made slower for the
 //! sake of many.
 
-#[cfg(test)]
-#[cfg(feature = "models")]
-mod models;
-
 use crate::{
     Error, ErrorKind, Result,
     sync::{Mutex, MutexGuard, spawn},
@@ -44,6 +40,7 @@ pub(crate) struct Size {
 
 impl Size {
     /// That of a call for one item.
+    #[cfg(any(feature = "http-client", feature = "redis"))]
     pub(crate) const fn item(bytes: usize) -> Self {
         Self { items: 1, bytes }
     }
@@ -99,6 +96,7 @@ where
     }
 
     /// The same where a request has one answer for each of its calls, in their order.
+    #[cfg(any(feature = "http-client", feature = "redis"))]
     pub(crate) fn of_items<F>(
         bounds: Bounds,
         size: fn(&C) -> Size,
@@ -137,6 +135,7 @@ where
     }
 
     /// Waits until nothing is under way. Whoever comes later is still answered.
+    #[cfg(any(feature = "http-client", feature = "redis"))]
     pub(crate) async fn finish(&self) {
         self.senders.close();
         self.senders.wait().await;
@@ -144,6 +143,7 @@ where
 }
 
 /// Each call gets its answer, or what went wrong with all of them.
+#[cfg(any(feature = "http-client", feature = "redis"))]
 fn hand_out<A>(replies: Vec<Reply<A>>, answers: Result<Vec<A>>) {
     let answers = answers.and_then(|answers| {
         let fits = answers.len() == replies.len();
@@ -181,31 +181,32 @@ where
 
     /// The next request's calls; none when nobody waits.
     fn take(&mut self) -> Option<Vec<(C, Reply<A>)>> {
+        let bounds = self.coalescer.bounds;
         let mut lanes = self.coalescer.lock();
         let lane = lanes.get_mut(&self.key)?;
-        // Whoever gave up before a request took it doesn't want it any more.
-        lane.waiting.retain(|waiting| !waiting.reply.is_closed());
-        if lane.waiting.is_empty() {
+        let (mut taken, mut items, mut bytes) = (Vec::new(), 0_usize, 0_usize);
+        while let Some(next) = lane.waiting.pop_front() {
+            // Whoever gave up before a request took it doesn't want it any more.
+            if next.reply.is_closed() {
+                continue;
+            }
+            let size = (self.coalescer.size)(&next.call);
+            items = items.saturating_add(size.items);
+            bytes = bytes.saturating_add(size.bytes);
+            if !taken.is_empty() && (items > bounds.items || bytes > bounds.bytes) {
+                lane.waiting.push_front(next);
+                break;
+            }
+            taken.push((next.call, next.reply));
+        }
+        if taken.is_empty() {
             // Under the same lock: whoever comes next must not count on this sender.
             self.is_over = true;
             leave(&mut lanes, &self.key);
             return None;
         }
-        let count = fitting(&lane.waiting, self.coalescer.bounds, self.coalescer.size);
-        Some(lane.waiting.drain(..count).map(|waiting| (waiting.call, waiting.reply)).collect())
+        Some(taken)
     }
-}
-
-/// How many of the first calls go together: one at least.
-fn fitting<C, A>(waiting: &VecDeque<Waiting<C, A>>, bounds: Bounds, size: fn(&C) -> Size) -> usize {
-    let (mut items, mut bytes) = (0_usize, 0_usize);
-    let fit = waiting.iter().take_while(|waiting| {
-        let size = size(&waiting.call);
-        items = items.saturating_add(size.items);
-        bytes = bytes.saturating_add(size.bytes);
-        items <= bounds.items && bytes <= bounds.bytes
-    });
-    fit.count().max(1)
 }
 
 fn leave<K: Eq + Hash, C, A>(lanes: &mut Lanes<K, C, A>, key: &K) {
@@ -225,6 +226,10 @@ impl<K: Eq + Hash, C, A> Drop for Sender<K, C, A> {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "models")]
+mod models;
 
 #[cfg(test)]
 #[cfg(not(feature = "models"))]
@@ -278,6 +283,41 @@ mod tests {
         assert_eq!(coalescer.call(1, 2).await.unwrap().0, 2);
         coalescer.finish().await;
         assert!(coalescer.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiting_call_that_was_dropped_is_not_carried() {
+        let coalescer = slow(Bounds { under_way: 1, ..BOUNDS }, |_| Size::item(1));
+        let first = coalescer.call(1, 1);
+        let dropped = tokio::time::timeout(Duration::from_millis(1), coalescer.call(1, 2));
+        let (first, dropped) = tokio::join!(first, dropped);
+        assert!(first.is_ok() && dropped.is_err());
+        assert_eq!(coalescer.call(1, 3).await.unwrap(), (3, 1), "two shared the request");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_with_different_keys_share_nothing() {
+        let coalescer = slow(BOUNDS, |_| Size::item(1));
+        let calls = (0..4_u8).map(|key| coalescer.call(key, usize::from(key)));
+        let answers = futures::future::try_join_all(calls).await.unwrap();
+        assert!(answers.iter().all(|(_, count)| *count == 1), "{answers:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_closes_waits_for_all_that_wait() {
+        let coalescer = slow(Bounds { under_way: 1, items: 1, ..BOUNDS }, |_| Size::item(1));
+        let calls: Vec<_> = (0..5)
+            .map(|item| {
+                let coalescer = coalescer.clone();
+                tokio::spawn(async move { coalescer.call(1, item).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        coalescer.finish().await;
+        for call in calls {
+            assert!(call.is_finished(), "somebody still waits");
+            call.await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -100,7 +100,7 @@ macro_rules! twin {
 coalescer!(crate::coalesce);
 twin!(takes_another_away, "takes-another-away");
 twin!(leaves_a_lane, "leaves-a-lane");
-twin!(counts_one_only, "counts-one-only");
+twin!(forgets_the_rest, "forgets-the-rest");
 
 type Real = crate::coalesce::Coalescer<u8, usize, usize>;
 
@@ -200,5 +200,5 @@ fn twin_that_leaves_a_lane_without_sender_is_caught() {
 
 #[test]
 fn twin_that_forgets_who_did_not_fit_is_caught() {
-    breaks(sharing::<counts_one_only::Coalescer<u8, usize, usize>>, &["was answered"]);
+    breaks(sharing::<forgets_the_rest::Coalescer<u8, usize, usize>>, &["was answered"]);
 }
