@@ -271,7 +271,8 @@ BEGIN
 END $$;
 
 -- Reads completions and leases them. The last row holds none: it tells how many of them there are, one more than asked
--- for at most, and when one that is leased can be read again. All of it in one statement, so of one moment.
+-- for at most, and, where there is none, when one that is leased can be read again. All of it in one statement, so of one
+-- moment.
 CREATE FUNCTION @schema@.read_completions(p_address text, p_max int, p_lease bigint) RETURNS TABLE (
     id bigint, queue text, job text, outcome text, settled_at bigint, context bytea, delivery int, now_at bigint,
     next_at bigint, there bigint
@@ -291,9 +292,9 @@ BEGIN
         NULL::bigint FROM leased l
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, v_now,
-        (SELECT min(f.leased_until) FROM (
+        CASE WHEN NOT EXISTS (SELECT FROM readable) THEN (SELECT min(f.leased_until) FROM (
             SELECT c.leased_until FROM @schema@.completions c WHERE c.address = p_address ORDER BY c.id LIMIT 1000) f
-            WHERE f.leased_until > v_now),
+            WHERE f.leased_until > v_now) END,
         (SELECT count(*) FROM (
             SELECT FROM @schema@.completions c WHERE c.address = p_address AND c.leased_until < 9223372036854775807
             LIMIT p_max + 1) s)
@@ -322,6 +323,14 @@ BEGIN
             SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = j.id AND c.job_seq = j.seq);
 END $$;
 
+-- Holds the bodies of jobs, in the order of their numbers, which `p_seqs` has.
+CREATE FUNCTION @schema@.hold(p_seqs bigint[]) RETURNS void LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM FROM unnest(p_seqs) AS u(seq), LATERAL (
+        SELECT FROM @schema@.jobs j WHERE j.seq = u.seq FOR NO KEY UPDATE) j;
+END $$;
+
 -- Whoever forgets a completion and whoever unpins its job meet at the job's body: the second one sees what the first one
 -- did.
 CREATE FUNCTION @schema@.acknowledge(p_address text, p_ids bigint[]) RETURNS void LANGUAGE plpgsql @hot@
@@ -329,10 +338,11 @@ AS $$
 DECLARE v_seqs bigint[];
 BEGIN
     WITH gone AS (
-        DELETE FROM @schema@.completions c WHERE c.id = ANY (p_ids) AND c.address = p_address RETURNING c.job_seq
+        DELETE FROM @schema@.completions c USING unnest(p_ids) AS u(id)
+        WHERE c.id = u.id AND c.address = p_address RETURNING c.job_seq
     )
-    SELECT array_agg(DISTINCT g.job_seq) INTO v_seqs FROM gone g;
-    PERFORM FROM @schema@.jobs j WHERE j.seq = ANY (v_seqs) ORDER BY j.seq FOR NO KEY UPDATE;
+    SELECT array_agg(DISTINCT g.job_seq ORDER BY g.job_seq) INTO v_seqs FROM gone g;
+    PERFORM @schema@.hold(v_seqs);
     PERFORM @schema@.age(v_seqs);
 END $$;
 
@@ -343,8 +353,9 @@ DECLARE
     v_seqs bigint[];
 BEGIN
     SELECT q.id INTO v_queue FROM @schema@.queues q WHERE q.name = p_queue AND q.deleted_at IS NULL;
-    SELECT array_agg(j.seq) INTO v_seqs FROM (
-        SELECT seq FROM @schema@.jobs WHERE queue = v_queue AND id = ANY (p_ids) ORDER BY seq FOR NO KEY UPDATE) j;
+    SELECT array_agg(j.seq ORDER BY j.seq) INTO v_seqs FROM unnest(p_ids) AS u(id)
+        JOIN @schema@.jobs j ON j.queue = v_queue AND j.id = u.id;
+    PERFORM @schema@.hold(v_seqs);
     UPDATE @schema@.jobs SET unpinned = true WHERE seq = ANY (v_seqs) AND NOT unpinned;
     PERFORM @schema@.age(v_seqs);
 END $$;

@@ -14,8 +14,8 @@ BEGIN
         -- Lines come before jobs. One that somebody else holds is looked at again the next time.
         SELECT array_agg(a.key) INTO v_keys FROM (
             SELECT key FROM @schema@.active WHERE queue = q.id AND at <= p_now ORDER BY at LIMIT p_limit) a;
-        SELECT array_agg(l.key) INTO v_keys FROM (
-            SELECT key FROM @schema@.lines WHERE queue = q.id AND key = ANY (v_keys) FOR UPDATE SKIP LOCKED) l;
+        SELECT array_agg(l.key) INTO v_keys FROM (SELECT DISTINCT unnest(v_keys) COLLATE "C" AS key ORDER BY key) u, LATERAL (
+            SELECT l.key FROM @schema@.lines l WHERE l.queue = q.id AND l.key = u.key FOR UPDATE SKIP LOCKED) l;
     END IF;
     WITH due AS MATERIALIZED (
         SELECT a.seq FROM @schema@.active a

@@ -44,6 +44,7 @@ async fn enqueue(driver: &Postgres, (queue, order): (&QueueName, Ordering), coun
                 1 if at % 5 == 0 => job().with_delay(Duration::from_secs(3600)),
                 _ => job(),
             };
+            job.id = (at % 4 == 0).then(JobId::generate);
             job.ordering_key = (order == Ordering::Fifo).then(|| format!("key-{}", (part * 500 + at) % KEYS));
             job
         });
@@ -70,7 +71,7 @@ fn failure() -> Failure {
 }
 
 fn bury() -> Settle {
-    Settle::Bury { reason: DeadReason::Permanent, failure: failure() }
+    Settle::Bury { reason: DeadReason::Exhausted, failure: failure() }
 }
 
 /// Thousands of jobs in every state, and a completion of many of them.
