@@ -9,7 +9,7 @@ use super::{
     schema::{self, Identity},
     tls::Tls,
 };
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,6 +29,8 @@ const REPEATS: u32 = 6;
 /// How long a statement is repeated while others hold what it needs. The server gives each attempt up after half a second,
 /// because whatever is behind it on its connection waits too.
 pub(super) const LOCKS: Duration = Duration::from_secs(5);
+/// How long bringing the schema up to date may take.
+const MIGRATES: Duration = Duration::from_secs(300);
 /// How long nobody tries to connect after a failure, at first and at most.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// What a session is told, where a session lasts: to give a statement up a little before its answer is given up.
@@ -111,6 +113,8 @@ pub(super) struct Pool {
     state: Mutex<State>,
     /// One connection is made at a time.
     door: Arc<tokio::sync::Mutex<()>>,
+    /// The schema is brought up to date once at a time.
+    migrates: tokio::sync::Mutex<()>,
     pub(super) closed: CancellationToken,
 }
 
@@ -120,7 +124,8 @@ impl Pool {
         let tls = Tls::new(&config)?;
         let links = (0..=config.connections).map(|_| None).collect();
         let state = Mutex::new(State { links, ..State::default() });
-        Ok(Self { config, tls, state, door: Arc::default(), closed: CancellationToken::new() })
+        let migrates = tokio::sync::Mutex::default();
+        Ok(Self { config, tls, state, door: Arc::default(), migrates, closed: CancellationToken::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -140,26 +145,35 @@ impl Pool {
         state.links.iter().flatten().map(|link| link.busy.load(Ordering::Relaxed)).sum()
     }
 
-    /// Brings the schema up to date, on a connection of its own.
-    pub(super) async fn migrate(&self) -> Result<Identity> {
-        if let Some(identity) = self.lock().identity.clone() {
-            return Ok(identity);
-        }
-        let limit = Duration::from_secs(45);
-        let work = async {
-            let (client, connection) = self.connect().await?;
-            let carrier = tokio::spawn(connection);
-            let identity = schema::migrate(&client, &self.config).await;
-            drop(client);
-            // It ends with its client.
-            drop(carrier);
-            identity
+    /// Brings the schema up to date, on a connection of its own. It goes on when the caller goes away: a caller who gives up
+    /// early, again and again, would undo a long step each time.
+    pub(super) async fn migrate(self: &Arc<Self>) -> Result<Identity> {
+        let pool = self.clone();
+        let work = async move {
+            let _door = pool.migrates.lock().await;
+            if let Some(identity) = pool.lock().identity.clone() {
+                return Ok(identity);
+            }
+            let work = tokio::time::timeout(MIGRATES, pool.climb());
+            let ended = pool.closed.run_until_cancelled(work).await;
+            let ended = ended.ok_or_else(|| Error::unavailable("the driver is closed"))?;
+            let identity = ended.map_err(|_| error::late(Effect::Change, MIGRATES))??;
+            let mut state = pool.lock();
+            (state.outage, state.migrations) = (None, state.migrations + 1);
+            Ok(identity)
         };
-        let identity =
-            tokio::time::timeout(limit, work).await.map_err(|_| error::late(Effect::Change, limit))??;
-        let mut state = self.lock();
-        (state.outage, state.migrations) = (None, state.migrations + 1);
-        Ok(identity)
+        let ended = |_| Err(Error::new(ErrorKind::Ambiguous, "the migration of the schema ended early"));
+        tokio::spawn(work).await.unwrap_or_else(ended)
+    }
+
+    async fn climb(&self) -> Result<Identity> {
+        let (client, connection) = self.connect().await?;
+        let carrier = tokio::spawn(connection);
+        let identity = schema::migrate(&client, &self.config).await;
+        drop(client);
+        // It ends with its client.
+        drop(carrier);
+        identity
     }
 
     /// A new connection, and what carries it.

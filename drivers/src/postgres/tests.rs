@@ -4,6 +4,7 @@ mod bounds;
 mod faults;
 mod links;
 mod meetings;
+mod migrations;
 mod plans;
 mod rights;
 mod rows;

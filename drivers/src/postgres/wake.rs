@@ -39,10 +39,6 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// In poll mode, how far back a look goes: what is being committed has an earlier time.
 const OVERLAP: i64 = 1000;
 
-/// Nobody needs to wait until the disk has it: a server that loses its memory loses its listeners too.
-const NOTIFY: &str =
-    "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, t) FROM unnest($2) AS t";
-
 type Bells<K> = Mutex<HashMap<K, Arc<Notify>>>;
 
 /// All that can be waited for.
@@ -197,7 +193,7 @@ pub(super) fn start_notifier(pool: &Arc<Pool>, wakes: &Arc<Wakes>) {
                 continue;
             }
             let params: Params<'_> = &[(&pool.config.schema, Type::TEXT), (&texts, Type::TEXT_ARRAY)];
-            let sent = pool.query(Effect::Read, NOTIFY, params).await;
+            let sent = pool.query(Effect::Read, "SELECT pg_notify($1, t) FROM unnest($2) AS t", params).await;
             if let Err(error) = sent {
                 tracing::debug!(%error, "others are not notified; they poll");
             }
