@@ -26,6 +26,9 @@ use std::{
 
 const SINGLE: usize = 60_000;
 const BATCHED: usize = 200_000;
+/// Idle jobs, and the pause before each.
+const IDLE: usize = 300;
+const PAUSE: Duration = Duration::from_millis(10);
 
 #[tokio::main]
 async fn main() {
@@ -55,6 +58,9 @@ async fn measure(directory: &Path, deepest: usize, table: &mut Table) {
     let driver: DynDriver = Arc::new(Embedded::open(Config::new(directory.join("jobs.db"))).unwrap());
     let queue = bench::declare(&driver, "bench").await;
     ours(&driver, &queue, [synced, grouped, batches, settles], table).await;
+    let idle = bench::declare(&driver, "idle").await;
+    let times = bench::latency(&driver, &driver, &idle, (IDLE, PAUSE)).await;
+    table.add_times("enqueue to claim, idle", &times);
     bench::deep(&driver, &queue, deepest, table).await;
     driver.close().await;
 }

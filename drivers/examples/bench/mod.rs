@@ -5,7 +5,8 @@ mod guard;
 pub(crate) mod rounds;
 
 use longshore_drivers::{
-    Claim, Declaration, DynDriver, NewJob, Owner, Payload, QueueName, QueueSettings, Settle, Settlement,
+    Claim, Declaration, DriverExt, DynDriver, NewJob, Owner, Payload, QueueName, QueueSettings, Settle,
+    Settlement,
 };
 use serde_json::{Value, json};
 use std::{
@@ -90,6 +91,15 @@ impl Table {
             json!({ "name": what, "value": rate, "unit": "1/s", "raw_ratio": raw, "shallow_ratio": shallow }),
         );
         rate
+    }
+
+    /// Adds how long half of them and all but one of a hundred took at most.
+    pub(crate) fn add_times(&mut self, what: &str, times: &[Duration]) {
+        for (share, name) in [(50, "p50"), (99, "p99")] {
+            let (what, millis) = (format!("{what}, {name}"), rounds::slow(times, share));
+            println!("{what:<56} {millis:>10.3} ms");
+            self.row(json!({ "name": what, "value": millis, "unit": "ms" }));
+        }
     }
 
     /// Adds a row to the JSON alone.
@@ -194,6 +204,34 @@ async fn take(driver: &DynDriver, queue: &QueueName, max: usize, wait: Duration,
         jobs.into_iter().map(|job| Settlement { receipt: job.receipt, settle: settle.clone() }).collect();
     let answers = driver.settle(queue, settlements).await.unwrap();
     answers.iter().filter(|answer| answer.is_ok()).count()
+}
+
+/// From the begin of each enqueue to the answer of a claim that waits, one job at a time, `pause` apart.
+pub(crate) async fn latency(
+    producer: &DynDriver,
+    worker: &DynDriver,
+    queue: &QueueName,
+    (jobs, pause): (usize, Duration),
+) -> Vec<Duration> {
+    // One that found nothing knows how it is woken.
+    worker.claim(queue, claim(1, Duration::from_millis(500))).await.unwrap();
+    let mut times = Vec::new();
+    for _ in 0..jobs {
+        let take = async {
+            let jobs = worker.claim(queue, claim(1, Duration::from_secs(5))).await.unwrap();
+            (Instant::now(), jobs)
+        };
+        let push = async {
+            tokio::time::sleep(pause).await;
+            let since = Instant::now();
+            producer.enqueue_one(queue, job()).await.unwrap();
+            since
+        };
+        let ((at, jobs), since) = tokio::join!(take, push);
+        times.push(at.saturating_duration_since(since));
+        worker.settle_one(queue, &jobs[0].receipt, Settle::Succeed { result: None }).await.unwrap();
+    }
+    times
 }
 
 /// How many jobs wait.

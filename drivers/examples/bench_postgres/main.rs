@@ -3,8 +3,9 @@
 //! `cargo run --release -p longshore-drivers --example bench_postgres [OPTIONS] [--rounds N] [DEPTH]`
 //!
 //! Starts a server of its own (`fsync` and `synchronous_commit` on), or uses the one of `LONGSHORE_TEST_POSTGRES_URL`. Raw and
-//! driver take turns, each after a checkpoint, raw on empty tables; the table shows medians of the rounds (3 unless told
-//! otherwise), and ratios within a round. With a depth it also shows what a job costs at growing depths up to that one.
+//! driver take turns in a schema made for the round, each after a checkpoint; who begins changes from round to round. The
+//! table shows medians of the rounds (3 unless told otherwise), and ratios within a round. The raw sides have a connection for
+//! each of 64 clients that add one job at a time, 16 that claim one, 4 that do batches; the driver has its usual few. With a depth it also shows what a job costs at growing depths up to that one.
 //! `--json FILE` writes the same numbers as an array of `{name, value, unit, raw_ratio}`; `--baseline FILE` compares the
 //! ratios with stored ones, and stores them with `--store`.
 
@@ -15,19 +16,16 @@ mod bench;
 mod raw;
 
 use bench::{
-    BATCH, CALLERS, CLAIMERS, Outputs, Table, claim, job, option, payload,
+    BATCH, CALLERS, CLAIMERS, Outputs, Table, option, payload,
     rounds::{Meter, Rounds, Side},
 };
 use longshore_drivers::{
-    Driver, DriverExt, DynDriver, QueueName, Settle,
+    Driver, DynDriver, QueueName,
     conformance::servers::postgres::{Server, URL},
     postgres::{Postgres, PostgresConfig},
 };
 use raw::{Raw, connect};
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 /// Jobs of a measurement, enqueued one by one and in batches.
 const SINGLE: usize = 40_000;
@@ -52,107 +50,112 @@ async fn main() {
         let url = server.url(server.address());
         (Some(server), url)
     };
-    let mut table = Table::default();
-    let mut bench = Bench::new(server, &url).await;
-    for round in 1..=rounds {
-        eprintln!("round {round} of {rounds}");
+    let mut bench = Bench { server, url, rounds: Rounds::default() };
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
         bench.round(round).await;
     }
+    let mut table = Table::default();
     bench.rounds.tell("INSERT and NOTIFY to claim", &mut table);
-    let queue = bench::declare(&bench.driver, "deep").await;
-    bench::deep(&bench.driver, &queue, deepest, &mut table).await;
-    bench.end().await;
+    let place = Place::new(&bench.url, rounds).await;
+    let queue = bench::declare(&place.driver, "deep").await;
+    bench::deep(&place.driver, &queue, deepest, &mut table).await;
+    place.remove(&bench.url).await;
     table.end(&outputs);
+}
+
+/// A schema of its own for one round.
+struct Place {
+    config: PostgresConfig,
+    driver: DynDriver,
+    queue: QueueName,
+    bare: Raw,
+    least: Raw,
+}
+
+impl Place {
+    async fn new(url: &str, round: usize) -> Self {
+        let mut config = PostgresConfig::new(url).unwrap();
+        config.schema = format!("bench_{}_{round}", std::process::id());
+        let driver: DynDriver = Arc::new(Postgres::new(config.clone()).unwrap());
+        let probe = driver.probe().await.unwrap();
+        eprintln!("PostgreSQL {}, {:?}", probe.version, probe.capabilities.durability);
+        let queue = bench::declare(&driver, "bench").await;
+        // The first statements of a connection make plans.
+        bench::additions(&driver, &queue, 20).await;
+        let total = bench::depth(&driver, &queue).await;
+        bench::drain(&driver, &queue, total, BATCH, WAIT).await;
+        let (bare, least) =
+            (Raw::new(url, &config.schema, false).await, Raw::new(url, &config.schema, true).await);
+        Self { config, driver, queue, bare, least }
+    }
+
+    async fn remove(self, url: &str) {
+        self.driver.close().await;
+        let drop = format!("DROP SCHEMA {} CASCADE", self.config.schema);
+        connect(url).await.batch_execute(&drop).await.unwrap();
+    }
+
+    fn raw(&self, side: Side) -> &Raw {
+        if side == Side::Bare { &self.bare } else { &self.least }
+    }
 }
 
 struct Bench {
     /// `None` for somebody else's.
     server: Option<Server>,
     url: String,
-    config: PostgresConfig,
-    driver: DynDriver,
-    bare: Raw,
-    least: Raw,
     rounds: Rounds,
 }
 
 impl Bench {
-    async fn new(server: Option<Server>, url: &str) -> Self {
-        let mut config = PostgresConfig::new(url).unwrap();
-        config.schema = format!("bench_{}", std::process::id());
-        let driver: DynDriver = Arc::new(Postgres::new(config.clone()).unwrap());
-        let probe = driver.probe().await.unwrap();
-        println!("PostgreSQL {}, {:?}", probe.version, probe.capabilities.durability);
-        let (bare, least) =
-            (Raw::new(url, &config.schema, false).await, Raw::new(url, &config.schema, true).await);
-        Self { server, url: url.to_owned(), config, driver, bare, least, rounds: Rounds::default() }
-    }
-
-    async fn end(self) {
-        self.driver.close().await;
-        let drop = format!("DROP SCHEMA {} CASCADE", self.config.schema);
-        connect(&self.url).await.batch_execute(&drop).await.unwrap();
-    }
-
     /// Everything once, on all sides.
     async fn round(&mut self, round: usize) {
-        let queue = bench::declare(&self.driver, &format!("bench-{round}")).await;
-        // The first statements of a connection make plans.
-        bench::additions(&self.driver, &queue, 20).await;
-        let total = bench::depth(&self.driver, &queue).await;
-        bench::drain(&self.driver, &queue, total, BATCH, WAIT).await;
-        for side in Side::ALL {
-            self.rates(side, &queue).await;
+        let place = Place::new(&self.url, round).await;
+        let mut sides = Side::ALL;
+        sides.rotate_left(round % sides.len());
+        for side in sides {
+            for (total, batch) in [(SINGLE, 1), (BATCHED, BATCH)] {
+                self.enqueues(&place, side, total, batch).await;
+                self.drain(&place, side, batch).await;
+            }
         }
-        self.least.fresh().await;
-        let raw = raw::idle(&self.least, IDLE).await;
-        let ours = self.latency(round).await;
+        place.least.fresh().await;
+        let raw = raw::idle(&place.least, IDLE).await;
+        let ours = latency(&place).await;
         self.rounds.note_idle(raw, ours);
+        place.remove(&self.url).await;
     }
 
-    fn raw(&self, side: Side) -> &Raw {
-        if side == Side::Bare { &self.bare } else { &self.least }
-    }
-
-    /// Enqueues and drains, one by one and in batches.
-    async fn rates(&mut self, side: Side, queue: &QueueName) {
-        if side != Side::Driver {
-            self.raw(side).fresh().await;
-        }
-        self.enqueues(side, queue, SINGLE, 1).await;
-        self.drain(side, queue, SINGLE, 1).await;
-        self.enqueues(side, queue, BATCHED, BATCH).await;
-        self.drain(side, queue, BATCHED, BATCH).await;
-    }
-
-    async fn enqueues(&mut self, side: Side, queue: &QueueName, total: usize, batch: usize) {
+    async fn enqueues(&mut self, place: &Place, side: Side, total: usize, batch: usize) {
         self.checkpoint().await;
         let work = format!("enqueue, {CALLERS} callers, {batch} at a time");
         if side == Side::Driver {
             let meter = self.start().await;
-            let jobs = bench::enqueues(&self.driver, queue, CALLERS, total, batch).await;
+            let jobs = bench::enqueues(&place.driver, &place.queue, CALLERS, total, batch).await;
             self.note(&work, side, meter, jobs).await;
         } else {
-            let producers = self.raw(side).producers(total, batch).await;
+            let mut producers = place.raw(side).producers(total, batch).await;
             let meter = self.start().await;
             let jobs = producers.run().await;
+            // Its connections are still there: what ended can't be measured.
             self.note(&work, side, meter, jobs).await;
         }
     }
 
-    async fn drain(&mut self, side: Side, queue: &QueueName, total: usize, batch: usize) {
+    /// Claims and settles all that waits.
+    async fn drain(&mut self, place: &Place, side: Side, batch: usize) {
         self.checkpoint().await;
         let work = format!("claim and settle, {CLAIMERS} workers, {batch} at a time");
         if side == Side::Driver {
-            let waiting = bench::depth(&self.driver, queue).await;
+            let waiting = bench::depth(&place.driver, &place.queue).await;
             let meter = self.start().await;
-            let jobs = bench::drain(&self.driver, queue, waiting, batch, WAIT).await;
+            let jobs = bench::drain(&place.driver, &place.queue, waiting, batch, WAIT).await;
             self.note(&work, side, meter, jobs).await;
         } else {
-            let claimers = self.raw(side).claimers(batch).await;
+            let mut claimers = place.raw(side).claimers(batch).await;
             let meter = self.start().await;
             let jobs = claimers.run().await;
-            assert!(jobs <= total);
             self.note(&work, side, meter, jobs).await;
         }
     }
@@ -178,29 +181,13 @@ impl Bench {
         let cost = meter.stop(jobs, self.used()).await;
         self.rounds.note(work, side, cost);
     }
+}
 
-    /// From the begin of an enqueue by one driver to the end of a waiting claim by another, one job at a time.
-    async fn latency(&self, round: usize) -> Vec<Duration> {
-        let queue = bench::declare(&self.driver, &format!("idle-{round}")).await;
-        let worker = Postgres::new(self.config.clone()).unwrap();
-        worker.claim(&queue, claim(1, Duration::from_millis(500))).await.unwrap();
-        let mut times = Vec::new();
-        for _ in 0..IDLE {
-            let take = async {
-                let jobs = worker.claim(&queue, claim(10, Duration::from_secs(5))).await.unwrap();
-                (Instant::now(), jobs)
-            };
-            let push = async {
-                tokio::time::sleep(PAUSE).await;
-                let since = Instant::now();
-                self.driver.enqueue_one(&queue, job()).await.unwrap();
-                since
-            };
-            let ((at, jobs), since) = tokio::join!(take, push);
-            times.push(at.saturating_duration_since(since));
-            worker.settle_one(&queue, &jobs[0].receipt, Settle::Succeed { result: None }).await.unwrap();
-        }
-        worker.close().await;
-        times
-    }
+/// Producer and worker are processes of their own elsewhere, so they have drivers of their own.
+async fn latency(place: &Place) -> Vec<Duration> {
+    let queue = bench::declare(&place.driver, "idle").await;
+    let worker: DynDriver = Arc::new(Postgres::new(place.config.clone()).unwrap());
+    let times = bench::latency(&place.driver, &worker, &queue, (IDLE, PAUSE)).await;
+    worker.close().await;
+    times
 }

@@ -3,25 +3,22 @@
 //! *Bare* is plain statements on a table with an id, a state and a payload: insert, mark as claimed, delete.
 //!
 //! *The contract's minimum* is what a careful person writes by hand for one queue: an id that comes twice adds nothing, jobs
-//! come in the order of their due times, a claim has a token and a lease and a settle is fenced by both, and who is over is
-//! remembered. It leaves out the limit of the depth, other states, failures, results, ordering keys, completions, inspection,
-//! counts, and wake-ups, all of which the driver has. Its statements are prepared; each client has a connection of its own.
+//! come in the order of their due times by the server's clock, a claim has a token and a lease and a settle is fenced by both,
+//! and who is over is remembered; leases that ended and memories that are old enough can be found by an index. It leaves out
+//! the limit of the depth, other states, failures, results, ordering keys, completions, inspection, counts, and wake-ups, all
+//! of which the driver has. Its statements are prepared; each client has a connection of its own.
 
 use super::{BATCH, PAUSE, payload};
 use longshore_drivers::JobId;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Statement, types::Type};
 
 /// Clients that do one job at a time, and batches.
 const CLIENTS: (usize, usize) = (64, 4);
 /// Clients that claim and settle one job at a time: more are in each other's way.
-const CLAIMERS: usize = 16;
+const TAKERS: usize = 16;
+/// The present instant by the server's clock, in milliseconds.
+const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
 /// A raw side: its table and its statements.
 pub(super) struct Raw {
@@ -41,11 +38,16 @@ impl Raw {
             "seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id text UNIQUE, state smallint NOT NULL DEFAULT 0, \
              payload bytea NOT NULL"
         };
-        let order = if least { "at, seq" } else { "seq" };
-        let made = format!(
-            "CREATE TABLE {table} ({columns}); CREATE INDEX ON {table} ({order}) WHERE state = 0; \
-             CREATE SEQUENCE {table}_tokens CACHE 64"
-        );
+        let indexes = if least {
+            format!(
+                "CREATE INDEX ON {table} (at, seq) WHERE state = 0; CREATE INDEX ON {table} (until) WHERE state = 1; \
+                 CREATE INDEX ON {table} (over_at) WHERE state = 2"
+            )
+        } else {
+            format!("CREATE INDEX ON {table} (seq) WHERE state = 0")
+        };
+        let made =
+            format!("CREATE TABLE {table} ({columns}); {indexes}; CREATE SEQUENCE {table}_tokens CACHE 64");
         connect(url).await.batch_execute(&made).await.unwrap();
         Self { url: url.to_owned(), table, least }
     }
@@ -78,17 +80,14 @@ impl Raw {
         let table = &self.table;
         let statement = if self.least {
             format!(
-                "INSERT INTO {table} (id, at, payload) SELECT * FROM unnest($1::text[], $2::bigint[], $3::bytea[]) \
-                 ON CONFLICT (id) DO NOTHING RETURNING id"
+                "INSERT INTO {table} (id, at, payload) SELECT id, {NOW}, payload \
+                 FROM unnest($1::text[], $2::bytea[]) AS u(id, payload) ON CONFLICT (id) DO NOTHING RETURNING id"
             )
         } else {
-            format!(
-                "INSERT INTO {table} (id, payload) SELECT id, payload \
-                 FROM unnest($1::text[], $2::bigint[], $3::bytea[]) AS u(id, at, payload)"
-            )
+            format!("INSERT INTO {table} (id, payload) SELECT * FROM unnest($1::text[], $2::bytea[])")
         };
         let count = if batch == 1 { CLIENTS.0 } else { CLIENTS.1 };
-        let types = [Type::TEXT_ARRAY, Type::INT8_ARRAY, Type::BYTEA_ARRAY];
+        let types = [Type::TEXT_ARRAY, Type::BYTEA_ARRAY];
         let clients = self.clients(count, &[(&statement, &types)]).await;
         Producers { clients, rounds: total / count / batch, batch }
     }
@@ -97,40 +96,36 @@ impl Raw {
     pub(super) async fn claimers(&self, batch: usize) -> Claimers {
         self.analyze().await;
         let table = &self.table;
-        let order = if self.least { "at, seq" } else { "seq" };
-        let best = format!(
-            "WITH best AS MATERIALIZED (SELECT seq FROM {table} WHERE state = 0 AND $2 > 0 ORDER BY {order} LIMIT $1 \
-             FOR UPDATE SKIP LOCKED)"
-        );
         let (claim, settle) = if self.least {
             (
                 format!(
-                    "{} UPDATE {table} r SET state = 1, token = nextval('{table}_tokens'), until = $2 + 60000 \
-                     FROM best b WHERE r.seq = b.seq RETURNING r.seq, r.token, r.id, r.payload",
-                    best.replace("$2 > 0", "at <= $2")
+                    "WITH best AS MATERIALIZED (SELECT seq FROM {table} WHERE state = 0 AND at <= {NOW} \
+                     ORDER BY at, seq LIMIT $1 FOR UPDATE SKIP LOCKED) \
+                     UPDATE {table} r SET state = 1, token = nextval('{table}_tokens'), until = {NOW} + 60000 \
+                     FROM best b WHERE r.seq = b.seq RETURNING r.seq, r.token, r.id, r.payload"
                 ),
                 format!(
-                    "UPDATE {table} r SET state = 2, over_at = $3 FROM unnest($1::bigint[], $2::bigint[]) AS u(seq, token) \
-                     WHERE r.seq = u.seq AND r.token = u.token AND r.state = 1 AND r.until > $3"
+                    "UPDATE {table} r SET state = 2, over_at = {NOW} FROM unnest($1::bigint[], $2::bigint[]) AS u(seq, token) \
+                     WHERE r.seq = u.seq AND r.token = u.token AND r.state = 1 AND r.until > {NOW}"
                 ),
             )
         } else {
             (
                 format!(
-                    "{best} UPDATE {table} r SET state = 1 FROM best b WHERE r.seq = b.seq \
+                    "WITH best AS MATERIALIZED (SELECT seq FROM {table} WHERE state = 0 ORDER BY seq LIMIT $1 \
+                     FOR UPDATE SKIP LOCKED) \
+                     UPDATE {table} r SET state = 1 FROM best b WHERE r.seq = b.seq \
                      RETURNING r.seq, r.seq, r.id, r.payload"
                 ),
                 format!(
                     "DELETE FROM {table} r USING unnest($1::bigint[], $2::bigint[]) AS u(seq, token) \
-                     WHERE r.seq = u.seq AND r.state = 1 AND $3 > 0"
+                     WHERE r.seq = u.seq AND r.state = 1"
                 ),
             )
         };
-        let count = if batch == 1 { CLAIMERS } else { CLIENTS.1 };
-        let statements: [(&str, &[Type]); 2] = [
-            (&claim, &[Type::INT8, Type::INT8]),
-            (&settle, &[Type::INT8_ARRAY, Type::INT8_ARRAY, Type::INT8]),
-        ];
+        let count = if batch == 1 { TAKERS } else { CLIENTS.1 };
+        let statements: [(&str, &[Type]); 2] =
+            [(&claim, &[Type::INT8]), (&settle, &[Type::INT8_ARRAY, Type::INT8_ARRAY])];
         Claimers { clients: self.clients(count, &statements).await, batch }
     }
 }
@@ -141,10 +136,6 @@ pub(super) async fn connect(url: &str) -> Client {
     client
 }
 
-fn now() -> i64 {
-    i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
-}
-
 pub(super) struct Producers {
     clients: Vec<(Client, Vec<Statement>)>,
     rounds: usize,
@@ -153,25 +144,20 @@ pub(super) struct Producers {
 
 impl Producers {
     /// How many jobs were added.
-    pub(super) async fn run(self) -> usize {
+    pub(super) async fn run(&mut self) -> usize {
         let (rounds, batch) = (self.rounds, self.batch);
-        let count = self.clients.len();
-        let tasks = self.clients.into_iter().map(|(client, statements)| {
-            tokio::spawn(async move {
-                for _ in 0..rounds {
-                    let ids: Vec<JobId> = (0..batch).map(|_| JobId::generate()).collect();
-                    let ids: Vec<&str> = ids.iter().map(JobId::as_str).collect();
-                    let payloads: Vec<Vec<u8>> = (0..batch).map(|_| payload().into_bytes()).collect();
-                    let added = client
-                        .execute(&statements[0], &[&ids, &vec![now(); batch], &payloads])
-                        .await
-                        .unwrap();
-                    assert_eq!(added, batch as u64);
-                }
-            })
+        let payload = payload().into_bytes();
+        let tasks = self.clients.iter().map(async |(client, statements)| {
+            for _ in 0..rounds {
+                let ids: Vec<JobId> = (0..batch).map(|_| JobId::generate()).collect();
+                let ids: Vec<&str> = ids.iter().map(JobId::as_str).collect();
+                let payloads = vec![&payload[..]; batch];
+                let added = client.execute(&statements[0], &[&ids, &payloads]).await.unwrap();
+                assert_eq!(added, batch as u64);
+            }
         });
-        futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
-        rounds * count * batch
+        futures::future::join_all(tasks).await;
+        rounds * self.clients.len() * batch
     }
 }
 
@@ -182,34 +168,34 @@ pub(super) struct Claimers {
 
 impl Claimers {
     /// Claims and settles until there is nothing left; how many.
-    pub(super) async fn run(self) -> usize {
-        let done = Arc::new(AtomicUsize::new(0));
+    pub(super) async fn run(&mut self) -> usize {
         let batch = i64::try_from(self.batch).unwrap();
-        let tasks = self.clients.into_iter().map(|(client, statements)| {
-            let done = done.clone();
-            tokio::spawn(async move {
-                loop {
-                    let rows = client.query(&statements[0], &[&batch, &now()]).await.unwrap();
-                    if rows.is_empty() {
-                        return;
-                    }
-                    let seqs: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
-                    let tokens: Vec<i64> = rows.iter().map(|row| row.get(1)).collect();
-                    let settled = client.execute(&statements[1], &[&seqs, &tokens, &now()]).await.unwrap();
-                    done.fetch_add(usize::try_from(settled).unwrap(), Ordering::Relaxed);
+        let tasks = self.clients.iter().map(async |(client, statements)| {
+            let mut done = 0;
+            loop {
+                let rows = client.query(&statements[0], &[&batch]).await.unwrap();
+                if rows.is_empty() {
+                    return done;
                 }
-            })
+                let seqs: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+                let tokens: Vec<i64> = rows.iter().map(|row| row.get(1)).collect();
+                done += client.execute(&statements[1], &[&seqs, &tokens]).await.unwrap();
+            }
         });
-        futures::future::join_all(tasks).await.into_iter().for_each(|ended| ended.unwrap());
-        done.load(Ordering::Relaxed)
+        usize::try_from(futures::future::join_all(tasks).await.into_iter().sum::<u64>()).unwrap()
     }
 }
 
 /// From the begin of an insert that notifies in its own transaction to the answer of the claim of a client that listens,
 /// one job at a time.
 pub(super) async fn idle(raw: &Raw, jobs: usize) -> Vec<Duration> {
-    let mut producers = raw.producers(jobs, BATCH).await;
-    let (producer, insert) = producers.clients.swap_remove(0);
+    let producer = connect(&raw.url).await;
+    let insert = format!(
+        "WITH added AS (INSERT INTO {} (id, at, payload) VALUES ($1, {NOW}, $2) ON CONFLICT (id) DO NOTHING RETURNING id) \
+         SELECT pg_notify('bench_raw', '') FROM added",
+        raw.table
+    );
+    let insert = producer.prepare_typed(&insert, &[Type::TEXT, Type::BYTEA]).await.unwrap();
     let mut claimers = raw.claimers(BATCH).await;
     let (claimer, statements) = claimers.clients.swap_remove(0);
     let (listener, mut connection) = tokio_postgres::connect(&raw.url, NoTls).await.unwrap();
@@ -226,24 +212,20 @@ pub(super) async fn idle(raw: &Raw, jobs: usize) -> Vec<Duration> {
     let mut times = Vec::new();
     for _ in 0..jobs {
         tokio::time::sleep(PAUSE).await;
+        let (id, payload) = (JobId::generate(), payload().into_bytes());
         let since = Instant::now();
         let push = async {
-            producer.batch_execute("BEGIN").await.unwrap();
-            let id = JobId::generate();
-            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-                [&vec![id.as_str()], &vec![now()], &vec![payload().into_bytes()]];
-            producer.execute(&insert[0], &params).await.unwrap();
-            producer.batch_execute("NOTIFY bench_raw; COMMIT").await.unwrap();
+            producer.query(&insert, &[&id.as_str(), &payload]).await.unwrap();
         };
         let take = async {
             hears.recv().await.unwrap();
-            let rows = claimer.query(&statements[0], &[&1_i64, &now()]).await.unwrap();
+            let rows = claimer.query(&statements[0], &[&1_i64]).await.unwrap();
             (Instant::now(), rows)
         };
         let ((), (at, rows)) = tokio::join!(push, take);
         times.push(at.saturating_duration_since(since));
         let (seq, token): (i64, i64) = (rows[0].get(0), rows[0].get(1));
-        claimer.execute(&statements[1], &[&vec![seq], &vec![token], &now()]).await.unwrap();
+        claimer.execute(&statements[1], &[&vec![seq], &vec![token]]).await.unwrap();
     }
     times
 }

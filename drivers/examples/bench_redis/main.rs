@@ -16,20 +16,17 @@ mod bench;
 mod raw;
 
 use bench::{
-    BATCH, CALLERS, CLAIMERS, Outputs, Table, claim, flag, job, option, payload,
+    BATCH, CALLERS, CLAIMERS, Outputs, Table, flag, option, payload,
     rounds::{Cost, Meter, Rounds, Side},
 };
 use longshore_drivers::{
-    DriverExt, DynDriver, QueueName, Settle,
+    DynDriver, QueueName,
     conformance::{Broker, servers::redis::RedisBroker},
     redis::{Redis, RedisConfig},
 };
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 const SETTINGS: &[&str] = &["--appendonly", "yes", "--appendfsync", "everysec"];
 const CALM: &[&str] = &["--auto-aof-rewrite-percentage", "0"];
@@ -154,7 +151,9 @@ impl Bench {
         let bare = tokio::spawn(async move { raw::idle(&client, &raw).await }).await.unwrap();
         let (driver, queue) = self.connect().await;
         let same = driver.clone();
-        let ours = tokio::spawn(async move { latency(&same, &queue).await }).await.unwrap();
+        let ours = tokio::spawn(async move { bench::latency(&same, &same, &queue, (IDLE, PAUSE)).await })
+            .await
+            .unwrap();
         driver.close().await;
         self.rounds.note_idle(bare, ours);
     }
@@ -202,25 +201,4 @@ async fn server(connection: &MultiplexedConnection) -> f64 {
     let main =
         fields.filter(|(name, _)| ["used_cpu_sys_main_thread", "used_cpu_user_main_thread"].contains(name));
     main.map(|(_, seconds)| seconds.parse::<f64>().unwrap()).sum()
-}
-
-/// From the enqueue to the answer of a claim that waits.
-async fn latency(driver: &DynDriver, queue: &QueueName) -> Vec<Duration> {
-    let mut times = Vec::new();
-    for _ in 0..IDLE {
-        let wait = async {
-            let jobs = driver.claim(queue, claim(1, Duration::from_secs(5))).await.unwrap();
-            (Instant::now(), jobs)
-        };
-        let push = async {
-            tokio::time::sleep(PAUSE).await;
-            let since = Instant::now();
-            driver.enqueue_one(queue, job()).await.unwrap();
-            since
-        };
-        let ((at, jobs), since) = tokio::join!(wait, push);
-        times.push(at.saturating_duration_since(since));
-        driver.settle_one(queue, &jobs[0].receipt, Settle::Succeed { result: None }).await.unwrap();
-    }
-    times
 }
