@@ -55,11 +55,14 @@ pub struct Proxy {
     listening: JoinHandle<()>,
 }
 
-/// Bytes that came to a proxy.
+/// What came to a proxy.
 #[derive(Debug, Default)]
 struct Seen {
+    /// Bytes.
     all: AtomicUsize,
     held: AtomicUsize,
+    /// How often clients said something.
+    asked: AtomicUsize,
 }
 
 impl Proxy {
@@ -90,6 +93,11 @@ impl Proxy {
     /// Bytes that came from either side so far.
     pub fn seen(&self) -> usize {
         self.seen.all.load(Ordering::SeqCst)
+    }
+
+    /// How often clients said something so far: one that waits for each answer does so once for a request.
+    pub fn asked(&self) -> usize {
+        self.seen.asked.load(Ordering::SeqCst)
     }
 
     /// Bytes that had to wait in [`Weather::Held`] or [`Weather::HeldFrom`] so far. Those that still do when the proxy
@@ -206,6 +214,7 @@ impl<'a> Pump<'a> {
                 read = from.read(&mut buffer) => read.map_err(|_| Broken)?,
             };
             self.seen.all.fetch_add(read, Ordering::SeqCst);
+            self.seen.asked.fetch_add(usize::from(self.side == Side::Client && read > 0), Ordering::SeqCst);
             let allowed = self.pass(&buffer[..read]).await?;
             to.write_all(&buffer[..allowed]).await.map_err(|_| Broken)?;
             self.passed += allowed;
@@ -326,6 +335,16 @@ mod tests {
         wrote.unwrap();
         heard.unwrap();
         assert!(got == sent);
+    }
+
+    #[tokio::test]
+    async fn questions_are_counted_and_answers_are_not() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        for count in 1..4 {
+            ask(&mut stream, b"question").await.unwrap();
+            assert_eq!(proxy.asked(), count);
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! How workers begin, go on and end.
 
-use crate::bounds::over;
+use crate::bounds::{at_most, over};
 use crate::frame::{
     app::Order,
     eventually,
@@ -85,6 +85,23 @@ pub(super) async fn worker_churn(site: Site) {
     assert!(guests > 0, "the worker that comes and goes ran nothing");
     eventually("nothing is left to settle", || async { stay.status().await["unsettled"] == 0 }).await;
     site.measure(format!("{CYCLES} starts and stops, {guests} of {} jobs ran there", ids.len()));
+}
+
+pub(super) async fn idle_sidecar_asks_seldom(site: Site) {
+    let proxy = site.proxy().await;
+    let _pod = site.pod_over(&proxy, |_| {}).await;
+    site.enqueue(vec![job("before", &Order::default())]).await;
+    site.drained().await;
+    let idle = over("idle", Duration::from_secs(15));
+    let before = proxy.asked();
+    // A machine that stands still makes it longer, and leaves less time to ask.
+    sleep(idle).await;
+    let asked = proxy.asked() - before;
+    let most = 2 * usize::try_from(idle.as_secs()).unwrap();
+    assert!(asked <= at_most("requests", most), "{asked} requests in {idle:?}");
+    site.measure(format!("{asked} requests in {idle:?}"));
+    site.enqueue(vec![job("after", &Order::default())]).await;
+    site.succeed(["before", "after"]).await;
 }
 
 pub(super) async fn suspended_queue_starts_nothing(site: Site) {

@@ -41,6 +41,7 @@ scenarios! {
     lifecycle::register_handler: "A job arrives at its handler as one POST that names its type, and runs once.";
     lifecycle::startworkers_idempotent: "A second start of the same pod and a reload of its policy make no job run twice.";
     lifecycle::worker_churn: "Workers that come and go in good order, under load, make no job run twice and lose none.";
+    lifecycle::idle_sidecar_asks_seldom (NETWORK): "A worker without jobs asks its broker twice a second at most.";
     lifecycle::suspended_queue_starts_nothing: "A suspended queue starts nothing and goes on where it stood.";
     delivery::wait_all_processed: "A queue reads empty only after every job's handler has ended.";
     delivery::poison_message_max_retry: "A job that always fails has exactly its attempts, each told to the app, and is dead then.";
