@@ -20,6 +20,7 @@ const PROGRAM: &str = "LONGSHORE_TEST_PGBOUNCER";
 #[derive(Debug)]
 pub(super) struct Bouncer {
     port: u16,
+    log: PathBuf,
     _process: Process,
 }
 
@@ -43,7 +44,14 @@ impl Bouncer {
         let (program, arguments) = unprivileged(Path::new("setpriv"), &arguments)?;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let log = directory.with_extension("log");
-        Ok(Self { port, _process: Process::start("pgbouncer", &program, &arguments, &log)? })
+        let process = Process::start("pgbouncer", &program, &arguments, &log)?;
+        Ok(Self { port, log, _process: process })
+    }
+
+    /// Why nobody gets through, as far as it says.
+    pub(super) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().last().unwrap_or("nothing").to_owned()
     }
 
     /// Where it listens.

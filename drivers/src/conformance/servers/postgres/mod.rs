@@ -83,6 +83,10 @@ impl Backend for OnPostgres {
 
     async fn start(&self) -> Result<Arc<dyn Broker>> {
         if let Ok(url) = std::env::var(URL) {
+            if self.bouncer {
+                let message = format!("{} starts servers of its own: unset {URL}", self.name);
+                return Err(Error::new(ErrorKind::Invalid, message));
+            }
             return Ok(Arc::new(PostgresBroker::new(&url, self.listen, None, Use::Alone)?));
         }
         let (server, users) = self.shared().await?;

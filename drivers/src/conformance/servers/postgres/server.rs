@@ -44,8 +44,8 @@ fn lives(process: Pid) -> bool {
     })
 }
 
-/// The sum of the first `count` of: what a process has used itself in its programs and in the kernel, and the same of the
-/// children that it has waited for.
+/// Hundredths of a second that a process has worked. The kernel keeps four numbers: its own time in programs and in the
+/// kernel, and the same two of children that have ended; `count` is how many of them are added up.
 fn ticks(pid: i32, count: usize) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = status.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -90,8 +90,12 @@ impl Server {
     /// The same behind PgBouncer, which everybody goes through from then on.
     pub(super) async fn start_behind_bouncer() -> Result<Self> {
         let mut server = Self::start(&[]).await?;
-        server.bouncer = Some(Bouncer::start(server.address(), &server.directory)?);
-        server.answers().await?;
+        let bouncer = Bouncer::start(server.address(), &server.directory)?;
+        server.bouncer = Some(bouncer);
+        if let Err(error) = server.answers().await {
+            let said = server.bouncer.as_ref().map(Bouncer::last_words).unwrap_or_default();
+            return Err(failed("nobody gets through PgBouncer", format!("{error}; it said last: {said}")));
+        }
         Ok(server)
     }
 
@@ -219,8 +223,9 @@ impl Server {
     pub async fn processor_time(&self) -> Duration {
         let process = self.process.lock().await;
         let Some(pid) = process.as_ref().map(Process::pid) else { return Duration::ZERO };
-        let own = ticks(pid.cast_signed(), 4);
+        // Children first: one that ends meanwhile is counted twice rather than lost.
         let children: u64 = children(pid).into_iter().map(|child| ticks(child.as_raw_pid(), 2)).sum();
+        let own = ticks(pid.cast_signed(), 4);
         // The kernel counts in hundredths of a second, on every machine that Linux runs on today.
         Duration::from_millis((own + children) * 10)
     }
