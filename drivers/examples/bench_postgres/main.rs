@@ -20,7 +20,7 @@ use bench::{
     rounds::{Meter, Rounds, Side},
 };
 use longshore_drivers::{
-    Driver, DynDriver, QueueName,
+    DynDriver, QueueName,
     conformance::servers::postgres::{Server, URL},
     postgres::{Postgres, PostgresConfig},
 };
@@ -113,7 +113,7 @@ impl Bench {
     async fn round(&mut self, round: usize) {
         let place = Place::new(&self.url, round).await;
         let mut sides = Side::ALL;
-        sides.rotate_left(round % sides.len());
+        sides.rotate_left(round % Side::ALL.len());
         for side in sides {
             for (total, batch) in [(SINGLE, 1), (BATCHED, BATCH)] {
                 self.enqueues(&place, side, total, batch).await;
