@@ -61,12 +61,12 @@ impl Bouncer {
 }
 
 /// Few sessions for many clients, so that transactions of one client meet sessions of another. A server that was away is
-/// asked again after a second, not after fifteen.
+/// asked again after 0.2 s, not after 15.
 fn settings(server: SocketAddr, port: u16, users: &Path) -> String {
     format!(
         "[databases]\npostgres = host={} port={} dbname=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
          listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\n\
-         default_pool_size = 20\nmax_client_conn = 2000\nserver_login_retry = 1\nserver_connect_timeout = 5\n",
+         default_pool_size = 20\nmax_client_conn = 2000\nserver_login_retry = 0.2\nserver_connect_timeout = 5\n",
         server.ip(),
         server.port(),
         users.display(),
