@@ -25,6 +25,7 @@ pub(crate) struct Told {
     pub(crate) reason: Option<String>,
     pub(crate) failure: Option<String>,
     pub(crate) delay_ms: Option<u64>,
+    pub(crate) settle: Option<String>,
 }
 
 impl Told {

@@ -49,9 +49,10 @@ impl Pod {
         pod
     }
 
-    /// The same one, with events in its log.
+    /// The same one, with events in its log, and the settles that failed.
     pub(crate) fn with_events(mut self) -> Self {
-        self.environment.push("LONGSHORE_LOG=info,longshore::events=info".to_owned());
+        let filter = "info,longshore_worker_sidecar::settle=debug,longshore::events=info";
+        self.environment.push(format!("LONGSHORE_LOG={filter}"));
         self
     }
 

@@ -7,10 +7,14 @@ use crate::{
         app::Order,
         eventually,
         pod::Pod,
-        site::{LEASE, Site, job, jobs},
+        site::{LEASE, Site, job, jobs, quiet},
     },
 };
-use longshore_drivers::{JobId, NewJob, Overrides, policy::WorkerPolicy};
+use longshore_drivers::{
+    JobId, NewJob, Overrides,
+    conformance::proxy::{Side, Weather},
+    policy::WorkerPolicy,
+};
 use std::{collections::BTreeSet, time::Duration};
 
 /// A pod with events in its log, which works on the queue.
@@ -186,4 +190,27 @@ pub(super) async fn events_tell_error_paths(site: Site) {
     let found = ["lease_lost Settling", "lease_lost Running"].contains(&settling[0].as_str());
     assert!(found && settling[1..] == ["succeeded"], "{settling:?}");
     site.measure(format!("{} jobs over the app's faults, a stop and two frozen workers", ids.len()));
+}
+
+pub(super) async fn events_tell_unknown_settles(site: Site) {
+    let proxy = site.proxy().await;
+    let worker = site.idle_pod_over(&proxy, |_| {}).await.with_events();
+    worker.start().await;
+    site.enqueue(vec![job("job", &held())]).await;
+    site.ran("job", 1).await;
+    // Nobody waits for an answer, so that there is a connection for the settle.
+    quiet(&proxy).await;
+    proxy.set(Weather::Held(Side::Server));
+    site.ledger.let_go(["job"]);
+    site.succeed(["job"]).await;
+    eventually("the answer is on its way", || async { proxy.held() > 0 }).await;
+    proxy.set(Weather::Reset);
+    worker.sidecar().process.says("settle failed").await.expect("the worker goes on");
+    proxy.heal();
+    let unknown = || async { told(&[&worker]).of("job").any(|told| told.word() == "settle_unknown") };
+    eventually("an unknown settle is told", unknown).await;
+    let told = told(&[&worker]);
+    assert_eq!(told.judge().unwrap(), BTreeSet::new(), "jobs with a delivery that has no end");
+    assert_eq!(story(&told, "job"), ["settle_unknown"]);
+    assert_eq!(told.of("job").find_map(|told| told.settle.as_deref()), Some("succeeded"));
 }
