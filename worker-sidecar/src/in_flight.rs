@@ -64,6 +64,8 @@ pub(crate) struct Completion {
 pub(crate) enum Settled {
     /// The broker took it.
     Done,
+    /// The broker keeps no result of that size, and took in its place that the job is dead.
+    Buried,
     /// The lease was lost before.
     Lost,
     /// A request that may have been carried out was followed by a refusal: most likely by our own success, but nobody
@@ -74,10 +76,21 @@ pub(crate) enum Settled {
 }
 
 impl Settled {
+    /// The word that it is counted under; `asked` is the one for what was asked for.
+    pub(crate) const fn word(self, asked: &'static str) -> &'static str {
+        match self {
+            Self::Done => asked,
+            Self::Buried => "dead",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
     /// What the app is told.
     pub(crate) fn answer(self, receipt: &Receipt) -> Result<()> {
         let message = match self {
-            Self::Done => return Ok(()),
+            Self::Done | Self::Buried => return Ok(()),
             Self::Lost => return Err(Error::stale(receipt)),
             Self::Unknown => "the broker may have taken the settle: its first answer was lost",
             Self::Abandoned => "the broker did not take the settle; the job may run again",

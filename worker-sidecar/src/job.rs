@@ -2,6 +2,8 @@
 
 use crate::{
     core::Core,
+    drain::Stage,
+    events::{self, JobEvent, Lost, Released, Start, Wish},
     headers,
     health::lock,
     in_flight::{Abort, Completion, Phase, Said, Settled, Ticket},
@@ -22,11 +24,24 @@ const LATE_ANSWER: Duration = Duration::from_secs(5);
 /// How a run ended.
 pub(crate) enum End {
     /// The sidecar decided.
-    Decided(Settle),
+    Decided(Ending),
     /// The app said it through the local API.
     Completed(Completion),
-    /// There is nothing to settle any more; why, as a word for the metrics.
-    Gone(&'static str),
+    /// There is nothing to settle any more: somebody else may have the job.
+    Gone(Lost),
+}
+
+/// The settle that ends a claim.
+pub(crate) struct Ending {
+    settle: Settle,
+    /// Why, if it is a release; none if it is one to cancel the job.
+    released: Option<Released>,
+}
+
+impl Ending {
+    fn release(released: Released) -> Self {
+        Self { settle: outcome::release(Duration::ZERO), released: Some(released) }
+    }
 }
 
 /// Starts `job` in a task of its own.
@@ -39,6 +54,7 @@ pub(crate) fn start(
     arrived: Instant,
 ) {
     let ticket = core.in_flight.admit(lane, &job, Phase::Running, term);
+    events::tell(core, lane, &job, JobEvent::Claimed);
     let queue = metrics::Queue { queue: lane.queue.name.clone() };
     core.metrics.start.get_or_create(&queue).observe(waited(&job, lane.queue.lease, arrived).as_secs_f64());
     let running = run(core.clone(), lane.clone(), job, target.clone(), ticket, term.doubtful);
@@ -60,8 +76,11 @@ pub(crate) fn give_back(core: &Arc<Core>, lane: &Arc<Lane>, job: Claimed) {
     let tasks = core.jobs.clone();
     let job = without_payload(job);
     lock(&core.bounces).note(&job.id);
+    events::tell(&core, &lane, &job, JobEvent::Claimed);
+    let stays = core.stop.stage() == Stage::Running;
+    let ending = Ending::release(if stays { Released::NotStarted } else { Released::Draining });
     tasks.spawn(async move {
-        settle(&core, &lane, &job, outcome::release(Duration::ZERO), &ticket).await;
+        settle(&core, &lane, &job, ending, &ticket).await;
     });
 }
 
@@ -103,8 +122,10 @@ pub(crate) async fn finish(core: &Core, lane: &Arc<Lane>, job: &Claimed, end: En
         End::Completed(Completion { said, reply, share }) => {
             (heard(core, lane, job, *said).await, Some(reply), share)
         }
-        End::Gone(why) => {
+        End::Gone(reason) => {
+            let why = "lost";
             tracing::info!(queue = lane.queue.name, job = %job.id, why, "the run ended without a settle");
+            events::tell(core, lane, job, JobEvent::LeaseLost { reason });
             return core.metrics.ended(&lane.queue.name, why);
         }
     };
@@ -115,14 +136,14 @@ pub(crate) async fn finish(core: &Core, lane: &Arc<Lane>, job: &Claimed, end: En
 }
 
 /// What is done after the app said something through the local API.
-async fn heard(core: &Core, lane: &Arc<Lane>, job: &Claimed, said: Said) -> Settle {
+async fn heard(core: &Core, lane: &Arc<Lane>, job: &Claimed, said: Said) -> Ending {
     match said {
         Said::Answer(answer) => conclude(core, lane, job, answer).await,
         Said::Settle(wish) => {
             let limit = lane.driver.capabilities().limits.max_result;
             let settle = outcome::ruled(wish, job, &lane.queue, limit, core.moment(job));
             tell(lane, job, &settle);
-            settle
+            Ending { settle, released: Some(Released::AppAsked) }
         }
     }
 }
@@ -137,9 +158,9 @@ async fn doubt(core: &Core, lane: &Lane, job: &Claimed, ticket: &mut Ticket, dou
         biased;
         Ok(why) = &mut ticket.aborted => match interrupted(why) {
             Ok(answer) => Some(End::Decided(conclude(core, lane, job, answer).await)),
-            Err(end) => Some(end),
+            Err(_) => Some(End::Gone(Lost::BeforeStart)),
         },
-        ours = lease::proven(lane, &job.receipt) => (!ours).then_some(End::Gone("lost")),
+        ours = lease::proven(lane, &job.receipt) => (!ours).then_some(End::Gone(Lost::BeforeStart)),
     }
 }
 
@@ -156,8 +177,9 @@ async fn work(
     // It travels with the request and ends with it.
     job.payload = Payload::default();
     let max_result = lane.driver.capabilities().limits.max_result;
-    let (pusher, target) = (core.pusher.clone(), target.clone());
-    let mut pushing = Box::pin(async move { pusher.push(&target, request, max_result, deadline).await });
+    let (pusher, target, start) = (core.pusher.clone(), target.clone(), Start::of(core, lane, job));
+    let mut pushing =
+        Box::pin(async move { pusher.push(&target, request, max_result, deadline, start).await });
     let answer = tokio::select! {
         biased;
         Pushed { answer, share } = &mut pushing => {
@@ -174,10 +196,11 @@ async fn work(
             Err(end) => return end,
         },
     };
-    if let Some(settle) = judge(core, lane, job, answer).await {
-        return End::Decided(settle);
+    if let Some(ending) = judge(core, lane, job, answer).await {
+        return End::Decided(ending);
     }
     ticket.detached();
+    events::tell(core, lane, job, JobEvent::Detached);
     let answer = tokio::select! {
         biased;
         Ok(completion) = &mut ticket.completed => return End::Completed(completion),
@@ -191,25 +214,25 @@ async fn work(
 }
 
 /// What `answer` means when the app has nothing more to say.
-pub(crate) async fn conclude(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Settle {
-    let settle = judge(core, lane, job, answer).await;
-    settle.unwrap_or_else(|| outcome::release(Duration::ZERO))
+pub(crate) async fn conclude(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Ending {
+    let ending = judge(core, lane, job, answer).await;
+    ending.unwrap_or_else(|| Ending::release(Released::AppAsked))
 }
 
 /// The answer that stands for an interruption, or the end when there is nothing to settle.
 pub(crate) fn interrupted(why: Abort) -> Result<Answer, End> {
     match why {
-        Abort::Lost => Err(End::Gone("lost")),
+        Abort::Lost => Err(End::Gone(Lost::Running)),
         Abort::Cancelled => Ok(Answer::Cancelled),
         Abort::Stopping => Ok(Answer::Stopped),
     }
 }
 
 /// What `answer` means; nothing when the app goes on with the job.
-async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Option<Settle> {
+async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Option<Ending> {
     let app_stops = matches!(answer, Answer::Reset(_)) && core.stop.app_stops().await;
     let moment = Moment { app_stops, ..core.moment(job) };
-    let was_answered = matches!(answer, Answer::Response(_));
+    let (was_answered, released) = (matches!(answer, Answer::Response(_)), Released::after(&answer));
     let decision = decide(answer, job, &lane.queue, moment);
     if !was_answered && matches!(decision.verdict, Verdict::Settle(Settle::Release { .. })) {
         lock(&core.bounces).note(&job.id);
@@ -220,7 +243,7 @@ async fn judge(core: &Core, lane: &Lane, job: &Claimed, answer: Answer) -> Optio
     match decision.verdict {
         Verdict::Settle(settle) => {
             tell(lane, job, &settle);
-            Some(settle)
+            Some(Ending { settle, released: released.map(|why| why.learned(decision.signal)) })
         }
         Verdict::Detach => None,
     }
@@ -246,9 +269,11 @@ pub(crate) async fn settle(
     core: &Core,
     lane: &Arc<Lane>,
     job: &Claimed,
-    settle: Settle,
+    ending: Ending,
     ticket: &Ticket,
 ) -> Settled {
+    let Ending { settle, released } = ending;
+    let wish = Wish::of(&settle, released);
     let (word, bytes) = match &settle {
         Settle::Succeed { result } => {
             ("succeeded", result.as_ref().map_or(0, longshore_drivers::Payload::len))
@@ -263,12 +288,9 @@ pub(crate) async fn settle(
     let settled = core.settler.settle(&core.current(lane), receipt, settle, lease_until).await;
     let queue = metrics::Queue { queue: lane.queue.name.clone() };
     core.metrics.settle.get_or_create(&queue).observe(began.elapsed().as_secs_f64());
-    let outcome = match settled {
-        Settled::Done => word,
-        Settled::Lost => "lost",
-        Settled::Unknown => "unknown",
-        Settled::Abandoned => "abandoned",
-    };
-    core.metrics.ended(&lane.queue.name, outcome);
+    core.metrics.ended(&lane.queue.name, settled.word(word));
+    if let Some(wish) = wish {
+        events::tell(core, lane, job, wish.event(settled, word));
+    }
     settled
 }

@@ -8,6 +8,7 @@ pub mod broker;
 pub mod cli;
 mod connect;
 pub mod drain;
+pub mod events;
 pub mod hooks;
 pub mod outcome;
 pub mod policy;

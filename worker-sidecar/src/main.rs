@@ -3,7 +3,7 @@
 use clap::Parser;
 use longshore_worker_sidecar::{
     cli::{Cli, Command, Run},
-    hooks,
+    events, hooks,
     run::Sidecar,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,9 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(run: Run) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("LONGSHORE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let asked = std::env::var("LONGSHORE_LOG").ok();
+    let filter = EnvFilter::try_new(events::filter(asked.as_deref()))
+        .unwrap_or_else(|_| EnvFilter::new(events::filter(None)));
     tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

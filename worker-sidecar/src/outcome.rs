@@ -15,6 +15,8 @@ const SHORTEST_AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(10);
 /// However long the app wants a job to wait, it is not parked for ever by a slip.
 const LONGEST_WISH: Duration = Duration::from_secs(3600);
+/// The reason of a failure for which nobody is to blame but the size of a result.
+pub(crate) const RESULT_TOO_LARGE: &str = "ResultTooLarge";
 /// No release by default is longer than this.
 const LONGEST_RELEASE: Duration = Duration::from_secs(60);
 
@@ -210,7 +212,7 @@ pub fn succeed(body: Body) -> Settle {
 /// The settle for a job whose result no broker would keep.
 pub fn too_large(limit: usize) -> Settle {
     let message = format!("the result takes more than {limit} bytes, which the queue's broker does not keep");
-    bury(DeadReason::Rejected, Failure::new("ResultTooLarge", message))
+    bury(DeadReason::Rejected, Failure::new(RESULT_TOO_LARGE, message))
 }
 
 /// What becomes of a settle that the app asks for in the words of a broker: the same as of an answer to a push.

@@ -5,6 +5,7 @@
 use crate::{
     core::{Core, Hold},
     drain::Stage,
+    events::{self, JobEvent, Lost},
     headers,
     in_flight::{Abort, Completion, Phase, Said, Settled, Ticket},
     job::{self, End, conclude, finish, interrupted, without_payload},
@@ -118,6 +119,8 @@ impl Ruled {
         // The app extends the lease itself; here it only says for how long the slot is taken at most.
         let term = Term::since(Instant::now(), self.lane.queue.lease);
         let ticket = self.core.in_flight.admit(&self.lane, &job, Phase::Pulled, term);
+        events::tell(&self.core, &self.lane, &job, JobEvent::Claimed);
+        events::tell(&self.core, &self.lane, &job, JobEvent::Started);
         let headers = headers::told(&job, &self.lane.queue, Timestamp::now());
         let kept = without_payload(job.clone());
         self.core.jobs.spawn(hold(self.core.clone(), self.lane.clone(), kept, ticket));
@@ -189,7 +192,7 @@ async fn hold(core: Arc<Core>, lane: Arc<Lane>, job: Claimed, mut ticket: Ticket
             () = sleep_until(lease_until) => {}
         }
         if ticket.lease_until() <= Instant::now() {
-            break End::Gone("lost");
+            break End::Gone(Lost::NotExtended);
         }
     };
     finish(&core, &lane, &job, end, &ticket).await;

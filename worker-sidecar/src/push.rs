@@ -9,6 +9,7 @@
 use crate::{
     budget::{self, Budget, Share},
     connect::{self, AppConnection},
+    events::Start,
     headers::{self, Refinement},
     outcome::{Answer, Body, Response},
     plan::Target,
@@ -75,13 +76,14 @@ impl Pusher {
     }
 
     /// Sends `request` to `target` and reads an answer whose result takes up to `max_result` bytes. Dropping this closes
-    /// the connection, which is how the app hears that nobody waits any more.
+    /// the connection, which is how the app hears that nobody waits any more. `start` is told when there is one.
     pub(crate) async fn push(
         &self,
         target: &Target,
         mut request: Request<Full<Bytes>>,
         max_result: usize,
         deadline: Instant,
+        start: Option<Box<Start>>,
     ) -> Pushed {
         address(&mut request, target);
         let (mut sender, connection) = match timeout_at(deadline, open(target.port)).await {
@@ -89,6 +91,9 @@ impl Pusher {
             Ok(Err(answer)) => return answer.into(),
             Err(_) => return Answer::TimedOut.into(),
         };
+        if let Some(start) = start {
+            start.tell();
+        }
         let exchange = async {
             match timeout_at(deadline, sender.send_request(request)).await {
                 Ok(Ok(answer)) => self.read(answer, max_result, deadline).await,
@@ -269,7 +274,7 @@ mod tests {
     async fn push(pusher: &Pusher, target: &Target, patience: Duration) -> Pushed {
         let (job, queue) = (claimed("job-1", 1), queue("emails"));
         let request = headers::request(&target.uri, "shop", &queue, &job, Timestamp::now());
-        pusher.push(target, request, 1024 * 1024, Instant::now() + patience).await
+        pusher.push(target, request, 1024 * 1024, Instant::now() + patience, None).await
     }
 
     fn length(pushed: &Pushed) -> usize {

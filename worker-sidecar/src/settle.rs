@@ -39,6 +39,8 @@ struct Item {
     give_up: Instant,
     /// A request with it may have been carried out: then a stale receipt proves nothing.
     maybe_done: bool,
+    /// It stands in the place of a success whose result was too large.
+    buries: bool,
     done: oneshot::Sender<Settled>,
 }
 
@@ -85,6 +87,7 @@ impl Settler {
             settlement: Settlement { receipt, settle },
             give_up: lease_until.max(Instant::now() + TRY_FOR),
             maybe_done: false,
+            buries: false,
             done,
         };
         // The second round is for a task that ended between the look-up and the sending.
@@ -216,7 +219,8 @@ impl Worker {
 
     fn sort(&mut self, mut item: Item, answer: longshore_drivers::Result<()>) {
         let Err(error) = answer else {
-            return item.finish(Settled::Done);
+            let settled = if item.buries { Settled::Buried } else { Settled::Done };
+            return item.finish(settled);
         };
         match error.kind {
             ErrorKind::StaleReceipt | ErrorKind::NotFound if item.maybe_done => item.finish(Settled::Unknown),
@@ -225,6 +229,7 @@ impl Worker {
             ErrorKind::TooLarge if item.bytes() > 0 => {
                 item.settlement.settle =
                     outcome::too_large(self.lane.driver.capabilities().limits.max_result);
+                item.buries = true;
                 self.waiting.push(item);
             }
             kind if may_pass(kind) && Instant::now() < item.give_up => {
@@ -258,6 +263,7 @@ fn batch_length(items: &[Item]) -> usize {
 mod tests {
     use super::*;
     use crate::{fake_broker::Broker, fixture::queue};
+    use longshore_drivers::{Claim, Driver, JobId, NewJob, Payload};
 
     fn parts() -> (Arc<Broker>, Arc<Lane>, Settler) {
         let broker = Arc::new(Broker::default());
@@ -291,5 +297,20 @@ mod tests {
         broker.fail_settle(ErrorKind::Unauthorized, false);
         broker.fail_settle(ErrorKind::Invalid, false);
         assert_eq!(settle(&settler, &lane).await, Settled::Abandoned);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_whose_result_is_too_large_for_the_broker_is_told_as_a_death() {
+        let (broker, lane, settler) = parts();
+        let new = NewJob::new("emails.send", Payload::json("{}"));
+        broker.add("test.shop.emails", new.with_id(JobId::new("job-1").unwrap()));
+        let claim = Claim { max: 1, wait: Duration::ZERO, lease: lane.queue.lease, worker: String::new() };
+        let held = broker.claim(&lane.queue.physical, claim).await.unwrap().remove(0);
+        broker.fail_settle(ErrorKind::TooLarge, false);
+        let success = Settle::Succeed { result: Some(Payload::json("\"long\"")) };
+        let settled = settler.settle(&lane, held.receipt, success, Instant::now()).await;
+        assert_eq!(settled, Settled::Buried);
+        assert_eq!(settled.word("succeeded"), "dead");
+        assert!(matches!(broker.settles("job-1")[..], [Settle::Bury { .. }]));
     }
 }

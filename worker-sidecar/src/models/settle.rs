@@ -69,6 +69,7 @@ macro_rules! settler {
                         Settled::Lost => assert_eq!((number, held.settled), (0, 0), "told lost, and it was not"),
                         // A time-out or a lost answer, and then a refusal.
                         Settled::Unknown => assert!(held.settled == 1 || number == 0, "nothing was ever done"),
+                        Settled::Buried => panic!("there is no result that could be too large"),
                         Settled::Abandoned => panic!("given up for nothing"),
                     }
                     assert!(held.settled <= 1, "settled twice");

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "scenarios fail by panicking and have no public API")]
 
 mod bounds;
+mod chronicle;
 mod described;
 mod frame;
 mod history;
@@ -65,6 +66,7 @@ fn main() {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let named = std::env::var("LONGSHORE_TEST_WORKER_BROKERS").unwrap_or_else(|_| BROKERS.to_owned());
     let mut trials = judge::trials();
+    trials.extend(chronicle::trials());
     trials.push(described::trial());
     let mut reports = Vec::new();
     for name in named.split(',').map(str::trim).filter(|name| !name.is_empty()) {

@@ -166,7 +166,7 @@ async fn an_app_may_pull_its_jobs() {
     assert!(pod.app.seen().is_empty(), "nothing is pushed");
 }
 
-async fn pulling(change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
+pub(crate) async fn pulling(change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
     Pod::start(|policy| {
         policy.handler = Handler::Pull {};
         change(policy);
@@ -174,12 +174,12 @@ async fn pulling(change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
     .await
 }
 
-async fn pulled(pod: &Pod) -> Value {
+pub(crate) async fn pulled(pod: &Pod) -> Value {
     let jobs = claim(pod, 2000).await.1["jobs"].take();
     jobs[0].clone()
 }
 
-async fn settle(pod: &Pod, receipt: &Value, settle: Value) -> Value {
+pub(crate) async fn settle(pod: &Pod, receipt: &Value, settle: Value) -> Value {
     let body = json!({"settlements": [{"receipt": receipt, "settle": settle}]}).to_string();
     let (status, answer) = pod.post("/v1/queues/emails/settle", &[], body.as_bytes()).await;
     assert_eq!(status, 200, "{answer}");

@@ -4,6 +4,7 @@
 mod api;
 mod claim;
 mod drain;
+mod events;
 mod inspection;
 mod lease;
 mod ordering;

@@ -1,6 +1,11 @@
 //! A pod without Kubernetes: an app, and the real sidecar beside it.
 
-use super::{app::App, eventually, http::ask, process::Process};
+use super::{
+    app::App,
+    eventually,
+    http::ask,
+    process::{Process, lines},
+};
 use bytes::Bytes;
 use http::Method;
 use longshore_drivers::policy::WorkerPolicy;
@@ -14,6 +19,7 @@ pub(crate) struct Pod {
     pub(crate) number: usize,
     pub(crate) app: App,
     directory: PathBuf,
+    environment: Vec<String>,
     policy: Mutex<WorkerPolicy>,
     sidecar: Mutex<Option<std::sync::Arc<Sidecar>>>,
     starts: Mutex<u32>,
@@ -34,12 +40,31 @@ impl Pod {
             number,
             app,
             directory,
+            environment: vec![format!("POD_NAME=pod-{number}")],
             policy: Mutex::new(policy),
             sidecar: Mutex::default(),
             starts: Mutex::default(),
         };
         pod.write();
         pod
+    }
+
+    /// The same one, with events in its log, and the settles that failed.
+    pub(crate) fn with_events(mut self) -> Self {
+        let filter = "info,longshore_worker_sidecar::settle=debug,longshore::events=info";
+        self.environment.push(format!("LONGSHORE_LOG={filter}"));
+        self
+    }
+
+    /// The events of all of its sidecars so far, in the order in which they were written.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let starts = *self.starts.lock().unwrap();
+        let lines = (1..=starts).flat_map(|start| lines(&self.log(start)));
+        lines.filter(|line| line["target"] == "longshore::events").collect()
+    }
+
+    fn log(&self, start: u32) -> PathBuf {
+        self.directory.join(format!("log-{start}"))
     }
 
     /// Starts the sidecar, or another one in the place of the one before; returns when it works by its policy.
@@ -55,9 +80,8 @@ impl Pod {
             *starts += 1;
             *starts
         };
-        let log = self.directory.join(format!("log-{start}"));
-        let environment = [format!("POD_NAME=pod-{}", self.number)];
-        let process = Process::start(BINARY, &self.arguments("127.0.0.1:0"), &environment, &log);
+        let arguments = self.arguments("127.0.0.1:0");
+        let process = Process::start(BINARY, &arguments, &self.environment, &self.log(start));
         let line = process.says("sidecar started").await.expect("the sidecar starts");
         let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
         let sidecar = Sidecar { api: address("api"), admin: address("admin"), process };

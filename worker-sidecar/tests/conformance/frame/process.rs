@@ -27,15 +27,9 @@ impl Process {
 
     /// Waits for a line of the log whose message is `message`; none when the process ended before.
     pub(crate) async fn says(&self, message: &str) -> Option<Value> {
-        let line = || self.lines().into_iter().find(|line| line["message"] == message);
+        let line = || lines(&self.log).into_iter().find(|line| line["message"] == message);
         eventually(message, || async { line().is_some() || self.ended().is_some() }).await;
         line()
-    }
-
-    /// The log so far.
-    fn lines(&self) -> Vec<Value> {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// SIGTERM.
@@ -67,4 +61,10 @@ impl Process {
         within(patience, "the end of a process", || async { self.ended().is_some() }).await;
         self.ended().unwrap()
     }
+}
+
+/// A log so far.
+pub(crate) fn lines(log: &Path) -> Vec<Value> {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -83,12 +83,19 @@ impl Site {
 
     /// A pod that reaches the broker by way of `proxy`.
     pub(crate) async fn pod_over(&self, proxy: &Proxy, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
+        let pod = self.idle_pod_over(proxy, change).await;
+        pod.start().await;
+        pod
+    }
+
+    /// The same one before its sidecar runs.
+    pub(crate) async fn idle_pod_over(&self, proxy: &Proxy, change: impl FnOnce(&mut WorkerPolicy)) -> Pod {
         let access = self.access(Some(proxy));
         let change_all = |policy: &mut WorkerPolicy| {
             policy.brokers = vec![access];
             change(policy);
         };
-        self.pod(change_all).await
+        self.idle_pod(change_all).await
     }
 
     /// A pod whose sidecar does not run yet.

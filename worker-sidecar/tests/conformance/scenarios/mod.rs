@@ -1,6 +1,7 @@
 //! The scenarios, by subject. Names are those of the test plan where it has one.
 
 mod delivery;
+mod events;
 mod kills;
 mod leases;
 mod lifecycle;
@@ -70,6 +71,9 @@ scenarios! {
     outages::broker_killed_during_push (PROCESS): "Jobs that run while the broker is killed settle when it is back, without running again.";
     outages::dispatch_during_broker_fault (PROCESS): "What was acknowledged before, during and after a broker's death is done; the rest is refused as such.";
     outages::consume_after_broker_recovery (PROCESS): "Workers that start while the broker is away work once it is there.";
+    events::events_per_job_in_order: "The events of each job come in order over all workers, a killed one too, and tell its end exactly once.";
+    events::events_tell_error_paths: "Whatever goes wrong with a delivery is told by one event that says what it was.";
+    events::events_tell_unknown_settles (NETWORK): "A settle whose answer is lost is told as unknown, and never as an end.";
     load::backpressure_saturation: "A saturated worker takes no more than its concurrency, a full queue refuses producers only, and both recover.";
     load::soak_mixed_load [alone, load::soak_patience]: "Under a mix of everything each job comes to the end that it deserves.";
     history::history_random_kills (PROCESS) [alone, history::patience]: "Over random kills of workers and one of the broker, each acknowledged job succeeds exactly once, and its runs never overlap.";
