@@ -70,7 +70,7 @@ fn failure() -> Failure {
 }
 
 fn bury() -> Settle {
-    Settle::Bury { reason: DeadReason::Permanent, failure: failure() }
+    Settle::Bury { reason: DeadReason::Rejected, failure: failure() }
 }
 
 /// Thousands of jobs in every state, and a completion of many of them.
