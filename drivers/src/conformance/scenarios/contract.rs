@@ -141,7 +141,7 @@ async fn closed(fixture: &Fixture, subject: &Subject) -> Verdict {
     fixture.over("operations", told.len());
     kept_to_the_table("after the close", Unanswered::NotSent, &told, bound, watch.pauses())?;
     if let Some(driver) = reopened(fixture).await? {
-        did_nothing(&ground, &driver, &told).await?;
+        did_nothing("after the close", &ground, &driver, &told).await?;
     }
     Ok(())
 }

@@ -38,13 +38,13 @@ pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
         fixture.over("operations", told.len());
         kept_to_the_table(&name, unanswered(fault), &told, bound, pauses)?;
         healthy(&fixture, &subject, fault).await?;
-        sure += did_nothing(&ground, &direct.driver, &told).await?;
+        sure += did_nothing(&name, &ground, &direct.driver, &told).await?;
         worst = told.iter().map(|story| story.took).max().unwrap_or_default().max(worst);
-        rounds.push((ground, told));
+        rounds.push((name, ground, told));
     }
     // Nor was it done later.
-    for (ground, told) in &rounds {
-        did_nothing(ground, &direct.driver, told).await?;
+    for (name, ground, told) in &rounds {
+        did_nothing(&format!("long after {name}"), ground, &direct.driver, told).await?;
     }
     fixture.measure(format!(
         "every call ended within {worst:.1?}; {sure} changes surely did nothing, and nothing was done"
@@ -75,7 +75,7 @@ async fn nothing_there(fixture: &Fixture, direct: &Subject, bound: Duration) -> 
     let told = join_all(calls(&lost, &ground)).await;
     kept_to_the_table("nothing there", Unanswered::NotSent, &told, bound, watch.pauses())?;
     lost.close().await;
-    let sure = did_nothing(&ground, &direct.driver, &told).await?;
+    let sure = did_nothing("nothing there", &ground, &direct.driver, &told).await?;
     drop(port);
     Ok(sure)
 }

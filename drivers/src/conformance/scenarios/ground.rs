@@ -186,6 +186,7 @@ async fn buried(subject: &Subject) -> Result<JobId, Failed> {
 
 /// Whoever said that nothing was done did nothing: not by now. How many of `told` said so of a change.
 pub(super) async fn did_nothing(
+    what: &str,
     ground: &Ground,
     driver: &DynDriver,
     told: &[Story],
@@ -209,7 +210,7 @@ pub(super) async fn did_nothing(
                 answer => break answer?,
             }
         };
-        check!(untouched, "{operation:?} answered {answer:?}, and something was done");
+        check!(untouched, "{what}: {operation:?} answered {answer:?}, and something was done");
     }
     Ok(sure.len())
 }
