@@ -127,6 +127,21 @@ pub(super) const OF_BROKERS: &[Note] = &[
         shown_by: "full_queue_refuses_producers_only",
     },
     Note {
+        brokers: &["postgres-poll"],
+        about: About::Rows(&["wake", "wake_hints_new_work", "claim_waits_for_work"]),
+        what: "Without LISTEN the driver asks again and again in the place of those who wait: while a call waits or somebody \
+               subscribes, every 0.6 s, so what another process brought is heard of up to that much later. Whoever waits in \
+               the process that brought it hears at once.",
+        shown_by: "wake_hints_new_work",
+    },
+    Note {
+        brokers: &["redis"],
+        about: About::Rows(&["durability"]),
+        what: "All of this ran on one primary without cluster mode. A node of a cluster is refused by name before any work; \
+               a test of the driver (`a_node_of_a_cluster_is_refused_by_name`) shows that, no scenario.",
+        shown_by: "worker_restart_recovery",
+    },
+    Note {
         brokers: BROKERS,
         about: About::Rows(&["clock_of_the_caller_changes_nothing"]),
         what: "The clocks of callers are skewed by skewing the broker's: the clock of `embedded` and of `http` in the suite's \

@@ -41,7 +41,8 @@ pub trait Broker: Debug + Send + Sync {
     /// The same, reaching the broker through a proxy at `address`. Scenarios break the way there, so its time-outs are
     /// short: a call ends within [`BOUND`](super::BOUND) beside what it asks the broker to wait.
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
-        Err(Error::new(ErrorKind::Unsupported, format!("this broker can't be reached by way of {address}")))
+        let message = format!("network: this broker has none, it can't be reached by way of {address}");
+        Err(Error::new(ErrorKind::Unsupported, message))
     }
 
     /// How another process is told to reach it: as it is, or by way of a proxy at `proxy`. Credentials become files in

@@ -13,6 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Later than its time by this much is too late, on any machine that also compiles something and was not standing still.
+/// `LONGSHORE_LATE_MS` allows more on a slow one.
+pub(super) fn late() -> Duration {
+    let named = std::env::var("LONGSHORE_LATE_MS").ok();
+    named.and_then(|named| named.parse().ok()).map_or(Duration::from_secs(2), Duration::from_millis)
+}
+
 /// How long the thread that measures sleeps at a time.
 const NAP: Duration = Duration::from_millis(20);
 

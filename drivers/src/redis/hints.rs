@@ -33,8 +33,8 @@ pub(super) async fn stream(core: &Arc<Core>) -> Result<WakeStream> {
     if core.link.closed.is_cancelled() {
         return Err(closed());
     }
-    // Whoever can't be reached says why.
-    core.link.open().await?;
+    // Whoever can't be reached says why: that somebody listens already proves nothing.
+    core.link.command(&redis::cmd("PING"), "wake", Call::Reads).await?;
     let heard = core.hub.subscribe();
     if !core.hub.listen(Ear::All, LISTENS).await {
         return Err(Error::unavailable("the Redis server did not answer to SUBSCRIBE; try again"));

@@ -1,13 +1,15 @@
 //! What operators and people do to queues and jobs.
 
+use super::contract::{standing, states};
 use crate::conformance::{
     Failed, Fixture, Subject, Verdict, check, check_eq,
-    fixture::{LEASE, SOON, job, numbered},
+    fixture::{LEASE, SOON, job, number, numbered},
     is_kind,
+    machine::{Watch, late},
 };
 use crate::{
     DeadReason, Declaration, DriverExt, ErrorKind, Failure, JobId, JobState, ListJobs, Outcome, Owner,
-    QueueSettings, QueueStats, Settle, Wake,
+    Payload, QueueSettings, QueueStats, Settle, Wake,
 };
 use futures::StreamExt;
 use std::{collections::BTreeSet, time::Duration};
@@ -136,6 +138,76 @@ pub(super) async fn list_pages_through_all(fixture: Fixture) -> Verdict {
     Ok(())
 }
 
+/// The outcome of a job that was made to stand in `state`, and its attempts.
+fn expected(state: JobState) -> (Option<Outcome>, u32) {
+    let failure = Failure::new("HandlerError", "no");
+    match state {
+        JobState::Succeeded => (Some(Outcome::Succeeded { result: None }), 1),
+        JobState::Dead => (Some(Outcome::Dead { reason: DeadReason::Rejected, failure }), 1),
+        JobState::Cancelled => (Some(Outcome::Cancelled), 0),
+        JobState::Retrying => (None, 1),
+        JobState::Ready | JobState::Scheduled | JobState::Blocked | JobState::Active => (None, 0),
+    }
+}
+
+pub(super) async fn list_tells_each_state(fixture: Fixture) -> Verdict {
+    let states = states(&fixture).await?;
+    for state in states.iter().copied() {
+        let (subject, id) = standing(&fixture, "list", state).await?;
+        let known = look(&subject, &id).await?;
+        check_eq!((&known.outcome, known.attempts), (&expected(state).0, expected(state).1), "{state:?}");
+        check_eq!(known.finished_at.is_some(), state.is_terminal(), "whether it has ended, {state:?}");
+        for listed in states.iter().copied() {
+            let list = ListJobs { state: listed, limit: 10, after: None };
+            let page = subject.driver.list(&subject.queue, list).await?;
+            check_eq!(page.next, None, "what follows one job");
+            if listed == state {
+                let looked = std::slice::from_ref(&known);
+                check_eq!(page.jobs.as_slice(), looked, "the list of {state:?}, and a look at its job");
+            } else {
+                // Who blocks another one is held.
+                let others = usize::from((state, listed) == (JobState::Blocked, JobState::Active));
+                check_eq!(page.jobs.len(), others, "jobs in {listed:?} where one is in {state:?}");
+            }
+        }
+    }
+    history(&fixture).await
+}
+
+/// What has ended stays in pages, in the order of the ends, each with what came of it.
+async fn history(fixture: &Fixture) -> Verdict {
+    let subject = fixture.subject().await?;
+    let count = fixture.over("finished jobs", 25_usize);
+    let ids = subject.enqueue_all((0..count).map(numbered).collect()).await?;
+    // The last one ends first.
+    let mut claimed = subject.claim(25).await?;
+    while let Some(job) = claimed.pop() {
+        let result = Some(Payload::json(number(&job)?.to_string()));
+        subject.settle(&job, Settle::Succeed { result }).await?;
+    }
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let list = ListJobs { state: JobState::Succeeded, limit: 10, after };
+        let page = subject.driver.list(&subject.queue, list).await?;
+        check!(page.jobs.len() <= 10, "a page of {} jobs", page.jobs.len());
+        seen.extend(page.jobs);
+        check!(seen.len() <= count, "pages hold more than there is");
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let ends: Vec<_> = seen.iter().map(|job| job.finished_at).collect();
+    check!(ends.is_sorted() && !ends.contains(&None), "not in the order of their ends: {ends:?}");
+    for job in &seen {
+        let kept = matches!(&job.outcome, Some(Outcome::Succeeded { result: Some(_) }));
+        check!(kept && job.attempts == 1, "a finished job is listed as {job:?}");
+    }
+    let seen: BTreeSet<_> = seen.into_iter().map(|job| job.id).collect();
+    check_eq!(seen, BTreeSet::from_iter(ids), "the jobs of all pages");
+    Ok(())
+}
+
 pub(super) async fn inspect_tells_state(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let id = subject.enqueue(job()).await?;
@@ -250,29 +322,38 @@ async fn depths(subject: &Subject, expected: [u64; 5]) -> Result<QueueStats, Fai
 pub(super) async fn wake_hints_new_work(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
     let mut hints = fixture.driver().await?.wake().await?;
-    let mut hear = async |expected: Wake| -> Verdict {
+    let bound = fixture.at_most("until a hint", late());
+    let mut worst = Duration::ZERO;
+    let mut hear = async |expected: Wake, due: Duration| -> Verdict {
+        let watch = Watch::start();
         let heard = async {
             while let Some(hint) = hints.next().await {
                 if hint? == expected {
-                    return Ok(());
+                    return Ok::<_, Failed>(());
                 }
             }
             Err(Failed("the hints ended".into()))
         };
-        tokio::time::timeout(fixture.at_most("until a hint", SOON), heard).await?
+        tokio::time::timeout(due + SOON, heard).await??;
+        let (took, pauses) = (watch.elapsed(), watch.pauses());
+        check!(took < due + bound + pauses, "a hint came after {took:.1?}, of which pauses {pauses:.1?}");
+        worst = worst.max(took.saturating_sub(due));
+        Ok(())
     };
     let of_queue = || Wake::Queue { queue: subject.queue.clone() };
     subject.enqueue(job().with_notify(fixture.notify("woken")?)).await?;
-    hear(of_queue()).await?;
+    hear(of_queue(), Duration::ZERO).await?;
     let claimed = subject.next().await?;
     subject.succeed(&claimed).await?;
     let address = fixture.address("woken")?;
-    hear(Wake::Completions { address }).await?;
+    hear(Wake::Completions { address }, Duration::ZERO).await?;
     if subject.driver.capabilities().delay.is_some() {
-        subject.enqueue(job().with_delay(Duration::from_millis(100))).await?;
-        hear(of_queue()).await?;
+        let delay = Duration::from_millis(100);
+        subject.enqueue(job().with_delay(delay)).await?;
+        hear(of_queue(), delay).await?;
         check_eq!(subject.next().await?.attempt, 1, "the attempt of the job that was hinted at");
     }
+    fixture.measure(format!("hints came within {worst:.1?}"));
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use crate::conformance::{
     Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job},
     is_kind,
-    machine::Watch,
+    machine::{Watch, late},
 };
 use crate::{Claim, DriverExt, ErrorKind, JobId, Settle};
 use futures::poll;
@@ -12,9 +12,6 @@ use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
-
-/// A wait that ends later than this is too late.
-const LATE: Duration = Duration::from_secs(2);
 
 pub(super) async fn dispatch_context_cancellation_precanceled(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
@@ -80,7 +77,7 @@ pub(super) async fn dispatch_context_cancellation_deadline_exceeded(fixture: Fix
     let wait = Duration::from_millis(250);
     let watch = Watch::start();
     let none = subject.claim_for(1, LEASE, wait).await?;
-    let late = fixture.in_time("the end of a wait", watch, wait, LATE);
+    let late = fixture.in_time("the end of a wait", watch, wait, late());
     check!(none.is_empty(), "an empty queue gave {none:?}");
     late.map(drop)?;
     // Claims that are dropped while they wait: every job is settled by somebody in the end.

@@ -1,13 +1,17 @@
 //! Which error an operation answers to what, and what administration does to jobs in each state.
 
-use super::calls::{Story, calls};
+use super::{
+    calls::{Unanswered, calls},
+    ground::{Ground, did_nothing, kept_to_the_table},
+};
 use crate::conformance::{
     Bytes, Failed, Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job},
+    machine::Watch,
 };
 use crate::{
-    Claim, DeadReason, DriverExt, ErrorKind, Failure, JobId, JobState, Limits, ListJobs, NewJob, Payload,
-    QueueSettings, ReadCompletions, Receipt, Settle, Settlement,
+    Claim, DeadReason, DriverExt, Durability, DynDriver, ErrorKind, Failure, JobId, JobState, Limits,
+    ListJobs, NewJob, Ordering, Payload, QueueSettings, ReadCompletions, Receipt, Settle, Settlement,
 };
 use futures::future::join_all;
 use std::time::Duration;
@@ -47,6 +51,9 @@ async fn unknown_queue(subject: &Subject) -> Verdict {
     }
     if can.cancel {
         kinds.push(("cancel", kind(driver.cancel(queue, vec![id()]).await)));
+    }
+    if can.result_store {
+        kinds.push(("results", kind(driver.results(queue, vec![id()]).await)));
     }
     for (name, kind) in kinds {
         check_eq!(kind, Some(ErrorKind::NotFound), "{name} of an unknown queue");
@@ -126,32 +133,62 @@ async fn oversized(fixture: &Fixture, subject: &Subject) -> Verdict {
 
 /// Whatever is asked of a handle that was closed, nothing was done.
 async fn closed(fixture: &Fixture, subject: &Subject) -> Verdict {
-    subject.enqueue(job()).await?;
-    let held = subject.next().await?;
+    let ground = Ground::lay(fixture, &subject.driver, "closed").await?;
     subject.driver.close().await;
-    for Story { name, answer, took, .. } in join_all(calls(subject, &held, &fixture.address("closed")?)).await
-    {
-        check_eq!(kind(answer), Some(ErrorKind::Unavailable), "{name} after the close");
-        let bound = fixture.at_most("for a call after the close", SOON);
-        check!(took < bound, "{name} after the close took {took:?}");
+    let bound = fixture.at_most("for a call after the close", SOON);
+    let watch = Watch::start();
+    let told = join_all(calls(&subject.driver, &ground)).await;
+    fixture.over("operations", told.len());
+    kept_to_the_table("after the close", Unanswered::NotSent, &told, bound, watch.pauses())?;
+    if let Some(driver) = reopened(fixture).await? {
+        did_nothing("after the close", &ground, &driver, &told).await?;
     }
     Ok(())
 }
 
-const STATES: [JobState; 7] = [
-    JobState::Ready,
-    JobState::Scheduled,
-    JobState::Retrying,
-    JobState::Active,
-    JobState::Succeeded,
-    JobState::Dead,
-    JobState::Cancelled,
-];
+/// Another handle after one was closed. `None` where the broker ends with it and keeps nothing.
+async fn reopened(fixture: &Fixture) -> Result<Option<DynDriver>, Failed> {
+    let driver = fixture.driver().await?;
+    if driver.probe().await.is_ok() {
+        return Ok(Some(driver));
+    }
+    if driver.capabilities().durability == Durability::None {
+        return Ok(None);
+    }
+    fixture.restart().await?;
+    Ok(Some(fixture.driver().await?))
+}
 
-/// A job that stands in `state`, in a queue of its own.
-async fn standing(fixture: &Fixture, verb: &str, state: JobState) -> Result<(Subject, JobId), Failed> {
+/// The states that a job can stand in on this broker.
+pub(super) async fn states(fixture: &Fixture) -> Result<Vec<JobState>, Failed> {
+    let can = fixture.driver().await?.capabilities().clone();
+    let mut states = vec![
+        JobState::Ready,
+        JobState::Retrying,
+        JobState::Active,
+        JobState::Succeeded,
+        JobState::Dead,
+        JobState::Cancelled,
+    ];
+    states.extend(can.delay.map(|_| JobState::Scheduled));
+    states.extend(can.fifo.then_some(JobState::Blocked));
+    fixture.over("states", states.len());
+    Ok(states)
+}
+
+/// A job that stands in `state`, in a queue of its own. If it is blocked, one stands before it there, and is held.
+pub(super) async fn standing(
+    fixture: &Fixture,
+    verb: &str,
+    state: JobState,
+) -> Result<(Subject, JobId), Failed> {
     let subject = fixture.undeclared(&format!("{verb}-{state:?}").to_lowercase()).await?;
-    subject.declare(QueueSettings::default()).await?;
+    let ordering = if state == JobState::Blocked { Ordering::Fifo } else { Ordering::BestEffort };
+    subject.declare(QueueSettings { ordering, ..QueueSettings::default() }).await?;
+    if state == JobState::Blocked {
+        subject.enqueue(job()).await?;
+        subject.next().await?;
+    }
     let minute = Duration::from_secs(60);
     let delay = if state == JobState::Scheduled { minute } else { Duration::ZERO };
     let id = subject.enqueue(job().with_delay(delay)).await?;
@@ -179,11 +216,11 @@ async fn standing(fixture: &Fixture, verb: &str, state: JobState) -> Result<(Sub
 }
 
 pub(super) async fn administration_of_each_state(fixture: Fixture) -> Verdict {
-    fixture.over("states", STATES.len());
-    for state in STATES {
-        cancels(&fixture, state).await?;
-        redrives(&fixture, state).await?;
-        purges(&fixture, state).await?;
+    let states = states(&fixture).await?;
+    for state in &states {
+        cancels(&fixture, *state).await?;
+        redrives(&fixture, *state).await?;
+        purges(&fixture, *state, &states).await?;
     }
     Ok(())
 }
@@ -217,10 +254,10 @@ async fn redrives(fixture: &Fixture, state: JobState) -> Verdict {
     Ok(())
 }
 
-async fn purges(fixture: &Fixture, state: JobState) -> Verdict {
+async fn purges(fixture: &Fixture, state: JobState, states: &[JobState]) -> Verdict {
     let (subject, id) = standing(fixture, "purge", state).await?;
-    for other in STATES.into_iter().filter(|other| *other != state && *other != JobState::Active) {
-        let purged = subject.driver.purge(&subject.queue, other, 10).await?;
+    for other in states.iter().filter(|other| **other != state && **other != JobState::Active) {
+        let purged = subject.driver.purge(&subject.queue, *other, 10).await?;
         check_eq!(purged, 0, "jobs purged that stand in {other:?}, where one stands in {state:?}");
     }
     let purged = subject.driver.purge(&subject.queue, state, 10).await;

@@ -3,17 +3,15 @@
 //! Nothing is left to luck: a fault begins when calls are known to be going well, lasts until they were seen to fail,
 //! and the scenario ends when they go well again through the same handles.
 
-use super::calls::{Story, calls};
 use crate::conformance::{
-    BOUND, Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
+    Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
     fixture::{LEASE, SOON, job, numbered},
     history::{Client, Fate, History},
     is_kind,
-    machine::Watch,
     proxy::{Proxy, Side, Weather},
 };
 use crate::{Claim, CompletionReceipt, DriverExt, ErrorKind, JobId, ReadCompletions, Settle};
-use futures::future::{join_all, try_join_all};
+use futures::future::try_join_all;
 use std::{
     collections::BTreeSet,
     sync::{
@@ -66,40 +64,8 @@ impl Fault {
     }
 }
 
-pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
-    fixture.over("faults", Fault::ALL.len());
-    let bound = fixture.at_most("for a call", BOUND);
-    let direct = fixture.subject().await?;
-    let proxy = fixture.proxy().await?;
-    let subject = fixture.through(&proxy, &direct).await?;
-    let mut worst = Duration::ZERO;
-    for fault in Fault::ALL {
-        direct.enqueue(job()).await?;
-        let held = direct.next().await?;
-        healthy(&fixture, &subject, fault).await?;
-        fault.begin(&fixture, &proxy).await?;
-        let watch = Watch::start();
-        let told = join_all(calls(&subject, &held, &fixture.address("told")?)).await;
-        let pauses = watch.pauses();
-        fault.end(&fixture, &proxy).await?;
-        fixture.over("operations", told.len());
-        for Story { name, allowed, answer, took } in told {
-            check!(took <= bound + pauses, "{fault:?}: {name} took {took:.1?}, pauses {pauses:.1?}");
-            let kind = answer.as_ref().err().map(|error| error.kind);
-            check!(
-                kind.is_some_and(|kind| allowed.contains(&kind)),
-                "{fault:?}: {name} answered {answer:?}, allowed is {allowed:?}"
-            );
-            worst = worst.max(took);
-        }
-        healthy(&fixture, &subject, fault).await?;
-    }
-    fixture.measure(format!("every call ended within {worst:.1?}"));
-    Ok(())
-}
-
 /// The handle that was there all along does everything again, by itself.
-async fn healthy(fixture: &Fixture, subject: &Subject, fault: Fault) -> Verdict {
+pub(super) async fn healthy(fixture: &Fixture, subject: &Subject, fault: Fault) -> Verdict {
     // A queue of its own: what was asked for during the fault may still be done, late.
     let healthy =
         Subject { queue: fixture.queue_name(&format!("{fault:?}").to_lowercase())?, ..subject.clone() };

@@ -6,8 +6,10 @@ mod cancellation;
 mod completions;
 mod contract;
 mod delivery;
+mod errors;
 mod faults;
 mod fifo;
+mod ground;
 mod leases;
 mod lifecycle;
 mod limits;
@@ -100,6 +102,7 @@ scenarios! {
     administration::cancel_running_job_is_told [CANCEL]: "Cancelling a job that runs is told to its claimer, who decides how it ends.";
     administration::purge_removes [INSPECT]: "A purge removes jobs of one state, and only those.";
     administration::list_pages_through_all [INSPECT]: "Pages together hold every job once.";
+    administration::list_tells_each_state [INSPECT, CANCEL]: "A list tells the jobs of each state as a look at them does, those that ended with what came of them.";
     administration::inspect_tells_state [INSPECT]: "Looking at a job tells where it stands.";
     administration::owner_mismatch_conflicts: "A queue of one owner is not taken by another without adoption.";
     administration::deletion_by_another_owner_conflicts: "A queue is deleted by its owner alone.";
@@ -118,7 +121,7 @@ scenarios! {
     load::multi_worker_contention: "Many claimers of one queue settle each job exactly once.";
     load::scheduled_100k_due_at_once [DELAY]: "A hundred thousand jobs that are due at one moment come once each, in bounded time.";
     load::soak_mixed_load: "Under a mixed load every job ends once, and the counts add up.";
-    faults::error_contract_broker_faults alone [NETWORK, PROCESS]: "Whatever breaks, every call ends within its bound and says whether it surely did nothing; the handle works again by itself.";
+    errors::error_contract_broker_faults alone [NETWORK, PROCESS]: "Whatever breaks, every call ends within its bound and says whether it surely did nothing; the handle works again by itself.";
     faults::dispatch_during_broker_fault alone [NETWORK, PROCESS, DURABLE, IDS, INSPECT]: "Jobs that are enqueued while the broker fails are in it if it said so, once each.";
     faults::consume_after_broker_recovery alone [NETWORK, PROCESS, DURABLE, LEASE, FENCING, INSPECT]: "Claims, extensions, settles and completions go on after a failure, and none of them is lost or made twice.";
     network::ambiguous_publish alone [NETWORK, IDS, INSPECT]: "After an answer that was lost the same id again tells that the job is there; half a request is none.";

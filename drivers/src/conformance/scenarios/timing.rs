@@ -3,13 +3,10 @@
 use crate::conformance::{
     Fixture, Verdict, check, check_eq,
     fixture::{LEASE, job, number, numbered},
-    machine::Watch,
+    machine::{Watch, late},
 };
 use crate::{Failure, Settle};
 use std::time::Duration;
-
-/// Later than this is too late, on any machine that also compiles something and was not standing still.
-const LATE: Duration = Duration::from_secs(2);
 
 pub(super) async fn delay_not_before_window(fixture: Fixture) -> Verdict {
     let subject = fixture.subject().await?;
@@ -18,7 +15,7 @@ pub(super) async fn delay_not_before_window(fixture: Fixture) -> Verdict {
         let watch = Watch::start();
         subject.enqueue(job().with_delay(delay)).await?;
         let claimed = subject.next().await?;
-        worst = worst.max(fixture.in_time("a delayed job", watch, delay, LATE)?);
+        worst = worst.max(fixture.in_time("a delayed job", watch, delay, late())?);
         check!(claimed.ready_at.since(claimed.enqueued_at) >= delay, "ready_at is before the due time");
         subject.succeed(&claimed).await?;
     }
@@ -36,9 +33,9 @@ pub(super) async fn claim_wakes_for_due_job(fixture: Fixture) -> Verdict {
         producer.enqueue(job().with_delay(delay)).await.map(|id| (id, watch))
     });
     let (claimed, (id, watch)) = (claimed?, enqueued?);
-    let late = fixture.in_time("a job's delay", watch, delay, LATE)?;
+    let worst = fixture.in_time("a job's delay", watch, delay, late())?;
     check_eq!(claimed.id, id, "the job");
-    fixture.measure(format!("{late:.1?} late"));
+    fixture.measure(format!("{worst:.1?} late"));
     Ok(())
 }
 
@@ -70,7 +67,7 @@ pub(super) async fn retry_backoff_not_before_window(fixture: Fixture) -> Verdict
         let watch = Watch::start();
         subject.settle(&claimed, settle).await?;
         claimed = subject.next().await?;
-        worst = worst.max(fixture.in_time("a retry", watch, delay, LATE)?);
+        worst = worst.max(fixture.in_time("a retry", watch, delay, late())?);
     }
     check_eq!(claimed.attempt, 5, "the attempt after four retries");
     fixture.measure(format!("at most {worst:.1?} late"));
@@ -89,13 +86,13 @@ pub(super) async fn delayed_behind_a_longer_one(fixture: Fixture) -> Verdict {
     let watch = Watch::start();
     subject.enqueue(numbered(2).with_delay(short)).await?;
     let claimed = subject.next().await?;
-    fixture.in_time("a job's delay", watch, short, LATE)?;
+    fixture.in_time("a job's delay", watch, short, late())?;
     check_eq!(number(&claimed)?, 2, "the job behind longer delays");
     let watch = Watch::start();
     let failure = Failure::new("HandlerError", "soon");
     subject.settle(&claimed, Settle::Retry { delay: short, failure }).await?;
     let claimed = subject.next().await?;
-    fixture.in_time("the delay of a retry", watch, short, LATE)?;
+    fixture.in_time("the delay of a retry", watch, short, late())?;
     check_eq!((number(&claimed)?, claimed.attempt), (2, 2), "the retry behind longer delays");
     Ok(())
 }
@@ -151,16 +148,16 @@ pub(super) async fn clock_of_the_caller_changes_nothing(fixture: Fixture) -> Ver
         Some(first) => first,
         None => subject.next_for(lease).await?,
     };
-    fixture.in_time("a delayed job", watch, delay, LATE)?;
+    fixture.in_time("a delayed job", watch, delay, late())?;
     let claimed_at = first.lease_until.as_millis() - i64::try_from(lease.as_millis())?;
     check!(first.ready_at.since(first.enqueued_at) >= delay, "it was ready before it was due");
     check!(first.ready_at.as_millis() <= claimed_at, "it was claimed before it was ready");
     let watch = Watch::start();
     let second = other.next().await?;
     let (took, pauses) = (watch.elapsed(), watch.pauses());
-    let late = fixture.at_most("late", LATE);
+    let bound = fixture.at_most("late", late());
     check!(
-        took < lease + late + pauses,
+        took < lease + bound + pauses,
         "a lease of {lease:?} ended after {took:?}, {pauses:?} of them pauses"
     );
     let began = second.lease_until.as_millis() - i64::try_from(LEASE.as_millis())?;

@@ -17,6 +17,8 @@ use std::{
 
 /// How long a server may take to end when it is asked to.
 const ENDS: Duration = Duration::from_secs(20);
+/// How long it may take one to stand still when it is made to.
+const STOPS: Duration = Duration::from_secs(5);
 
 /// A directory that is removed with its owner.
 #[derive(Debug)]
@@ -126,12 +128,38 @@ impl Process {
         self.signal(Signal::TERM)
     }
 
-    /// Stops all of it where it stands (SIGSTOP).
+    /// Stops all of it where it stands (SIGSTOP), and waits until all of its threads do: until then they go on. Blocks for
+    /// as long.
     ///
     /// # Errors
-    /// `Unavailable` when it doesn't run.
+    /// `Unavailable` when it doesn't run, or goes on for 5 s.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it is a wait on a condition with a deadline, for a moment on a machine that goes on"
+    )]
     pub fn freeze(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        let deadline = Instant::now() + STOPS;
+        while !self.stands() {
+            if Instant::now() > deadline {
+                return Err(Error::unavailable(format!("{} goes on after SIGSTOP", self.name)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Whether no thread of it runs.
+    fn stands(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let runs = |thread: std::fs::DirEntry| {
+            let status = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The name, in brackets, may hold anything.
+            let state = status.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+            // A thread that is gone has no state any more.
+            state.is_some_and(|state| !"TtZX".contains(state))
+        };
+        !threads.into_iter().any(runs)
     }
 
     /// Lets it go on (SIGCONT).
@@ -222,6 +250,19 @@ mod tests {
         process.kill();
         assert!(process.has_ended());
         assert!(process.freeze().is_err());
+    }
+
+    #[test]
+    fn a_frozen_process_stands_and_a_thawed_one_does_not() {
+        let directory = Directory::new("process-test").unwrap();
+        let process = sleeper(&directory);
+        assert!(!process.stands());
+        process.freeze().unwrap();
+        assert!(process.stands());
+        process.thaw().unwrap();
+        while process.stands() {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -25,6 +25,24 @@ async fn a_server_that_throws_jobs_away_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_node_of_a_cluster_is_refused_by_name() {
+    let server = RedisBroker::start(&["--cluster-enabled", "yes"]).await.unwrap();
+    let driver = Redis::new(RedisConfig::new(&server.url()).unwrap()).unwrap();
+    let queue = "test".parse().unwrap();
+    let refused = [
+        driver.probe().await.unwrap_err(),
+        driver.declare(&queue, super::declaration()).await.unwrap_err(),
+        driver.enqueue_one(&queue, job("one")).await.unwrap_err(),
+    ];
+    for error in refused {
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert!(error.message.starts_with("cluster: "), "{error}");
+    }
+    driver.close().await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn durability_is_what_the_server_does() {
     let cases: [(&[&str], Durability); 4] = [
         (ALWAYS, Durability::Machine),
