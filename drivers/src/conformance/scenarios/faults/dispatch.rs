@@ -3,7 +3,7 @@
 use super::{
     Fault, judge,
     line::PAUSE,
-    tally::{Tally, torment},
+    tally::{Lane, Tally, torment},
     unheard,
 };
 use crate::conformance::{
@@ -15,7 +15,12 @@ use crate::{JobId, Settle};
 use futures::future::try_join_all;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-const PRODUCERS: &[&str] = &["producer 0", "producer 1", "producer 2", "producer 3"];
+const PRODUCERS: &[Lane] = &[
+    Lane { name: "producer 0", changes: true },
+    Lane { name: "producer 1", changes: true },
+    Lane { name: "producer 2", changes: true },
+    Lane { name: "producer 3", changes: true },
+];
 
 pub(in crate::conformance::scenarios) async fn dispatch_during_broker_fault(fixture: Fixture) -> Verdict {
     fixture.over("producers", PRODUCERS.len());

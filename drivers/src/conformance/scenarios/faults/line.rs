@@ -3,7 +3,7 @@
 
 use super::{
     hands::{Heard, Held, LEASE, Stock, decide},
-    tally::{Tally, torment},
+    tally::{Lane, Tally, torment},
 };
 use crate::conformance::{
     Failed, Fixture, Subject, Verdict, check, check_eq, eventually,
@@ -40,8 +40,15 @@ const READ_LEASE: Duration = Duration::from_secs(2);
 /// How long everything may take to end once all faults are over. A broker that was killed may let leases hold for 10 s.
 const ENDS: Duration = Duration::from_secs(30);
 
-/// The operations, each a lane of the tally.
-pub(super) const OPERATIONS: &[&str] = &["enqueue", "claim", "extend", "settle", "read", "acknowledge"];
+/// The operations, each a lane of the tally. A read of completions is one that can be made again.
+const OPERATIONS: &[Lane] = &[
+    Lane { name: "enqueue", changes: true },
+    Lane { name: "claim", changes: true },
+    Lane { name: "extend", changes: true },
+    Lane { name: "settle", changes: true },
+    Lane { name: "read", changes: false },
+    Lane { name: "acknowledge", changes: true },
+];
 const ENQUEUE: usize = 0;
 const CLAIM: usize = 1;
 const EXTEND: usize = 2;
@@ -132,7 +139,8 @@ impl Line {
         let jobs = self.sent.load(Ordering::Relaxed);
         self.all_told(jobs).await?;
         super::judge(&self.direct, &self.history).await?;
-        let figures = format!("failed calls of {}, or slow ones: {figures}", OPERATIONS.join("/"));
+        let names: Vec<_> = OPERATIONS.iter().map(|lane| lane.name).collect();
+        let figures = format!("failed calls of {}, or slow ones: {figures}", names.join("/"));
         Ok(Came { jobs, figures })
     }
 

@@ -16,15 +16,25 @@ use std::{
 /// So many calls of each lane have to go through before a fault begins.
 const WELL: usize = 8;
 /// A restart is short, and a driver may outlast it: so many of them may be needed until every lane was hit.
-const RESTARTS: usize = 20;
+const ROUNDS: usize = 20;
 /// What explains that a call over a slow network was given up: handles wait for an answer for 1.5 s.
 const PAUSED: Duration = Duration::from_millis(500);
+
+/// Calls of one kind, or of one caller.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lane {
+    pub(super) name: &'static str,
+    /// A call may change something, so that its caller can be left not knowing.
+    pub(super) changes: bool,
+}
 
 /// What became of the calls of one lane.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
     done: usize,
     failed: usize,
+    /// Of those that failed, what may have been done.
+    unknown: usize,
     quickest: Option<Duration>,
 }
 
@@ -48,7 +58,7 @@ pub(super) struct Begun {
 /// The calls of all lanes.
 #[derive(Debug)]
 pub(super) struct Tally {
-    lanes: &'static [&'static str],
+    lanes: &'static [Lane],
     least: usize,
     least_slow: usize,
     spell: Mutex<Spell>,
@@ -58,7 +68,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Nothing has been called yet. Each lane of a fault has `least` failed calls in the end, or `least_slow` that went through
     /// where nothing fails.
-    pub(super) fn of(lanes: &'static [&'static str], least: usize, least_slow: usize) -> Self {
+    pub(super) fn of(lanes: &'static [Lane], least: usize, least_slow: usize) -> Self {
         let spell =
             Mutex::new(Spell { number: 0, bites: false, counts: vec![Count::default(); lanes.len()] });
         Self { lanes, least, least_slow, spell, over: AtomicBool::new(false) }
@@ -87,11 +97,13 @@ impl Tally {
             }
             Ok(_) => {}
             Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Ambiguous) => {
-                count.failed += usize::from(in_fault && begun.spell + 1 >= now);
+                let felt = in_fault && begun.spell + 1 >= now;
+                count.failed += usize::from(felt);
+                count.unknown += usize::from(felt && error.kind == ErrorKind::Ambiguous);
                 spell.bites |= in_fault;
             }
             Err(error) => {
-                let lane = self.lanes[lane];
+                let lane = self.lanes[lane].name;
                 return Err(Failed(format!("{lane}: a call during a fault was answered {error:?}")));
             }
         }
@@ -125,11 +137,18 @@ impl Tally {
         waited.map_err(|Failed(why)| Failed(format!("{why}; {}", self.missing(&holds))))
     }
 
+    /// Whether a fault that comes again has come often enough. One that is half open is more than one that is closed: a call
+    /// goes there, and its caller never knows.
+    fn is_hit(&self, fault: Fault, lane: Lane, count: &Count) -> bool {
+        let unknown = fault != Fault::HalfOpen || !lane.changes || count.unknown >= self.least;
+        count.failed >= self.least && unknown
+    }
+
     /// What was seen of the lanes for which it doesn't hold.
     fn missing(&self, holds: impl Fn(&Count) -> bool) -> String {
         let spell = self.spell();
         let lanes = self.lanes.iter().zip(&spell.counts).filter(|(_, count)| !holds(count));
-        lanes.map(|(lane, count)| format!("{lane}: {count:?}")).collect::<Vec<_>>().join("; ")
+        lanes.map(|(lane, count)| format!("{}: {count:?}", lane.name)).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -144,7 +163,7 @@ pub(super) async fn torment(
     let mut figures = Vec::new();
     for fault in Fault::ALL {
         let counts = match fault {
-            Fault::Restarted => restarts(fixture, proxy, tally, &ready).await?,
+            Fault::Restarted | Fault::HalfOpen => again(fault, fixture, proxy, tally, &ready).await?,
             _ => suffer(fault, fixture, proxy, tally, &ready).await?,
         };
         let counts = counts.iter().map(|count| if fault == Fault::Slow { count.done } else { count.failed });
@@ -173,15 +192,12 @@ async fn suffer(
     fault.begin(fixture, proxy).await?;
     tally.turn(true);
     let watch = Watch::start();
-    let felt = match fault {
-        Fault::Slow => {
-            let carried = |count: &Count| count.done >= tally.least_slow;
-            tally.all("calls go through a slow network", carried).await
-        }
-        _ => {
-            let failed = |count: &Count| count.failed >= tally.least;
-            tally.all(&format!("calls fail during {fault:?}"), failed).await
-        }
+    let felt = if fault == Fault::Slow {
+        let carried = |count: &Count| count.done >= tally.least_slow;
+        tally.all("calls go through a slow network", carried).await
+    } else {
+        let failed = |count: &Count| count.failed >= tally.least;
+        tally.all(&format!("calls fail during {fault:?}"), failed).await
     };
     let counts = tally.spell().counts.clone();
     fault.end(fixture, proxy).await?;
@@ -196,8 +212,8 @@ async fn suffer(
 }
 
 /// Every call was late, and none failed but of the machine's own pauses.
-fn slow_and_well(lanes: &[&str], counts: &[Count], pauses: Duration) -> Verdict {
-    for (lane, count) in lanes.iter().zip(counts) {
+fn slow_and_well(lanes: &[Lane], counts: &[Count], pauses: Duration) -> Verdict {
+    for (Lane { name: lane, .. }, count) in lanes.iter().zip(counts) {
         let failed = count.failed;
         check!(failed == 0 || pauses > PAUSED, "{lane}: {failed} calls over a slow network failed");
         let late = count.quickest.is_some_and(|quickest| quickest >= LATER * 2);
@@ -206,33 +222,51 @@ fn slow_and_well(lanes: &[&str], counts: &[Count], pauses: Duration) -> Verdict 
     Ok(())
 }
 
-/// Restarts in good order, until calls of each lane were refused by one of them.
-async fn restarts(
+/// The same fault again, until calls of each lane were hit as they should be.
+async fn again(
+    fault: Fault,
+    fixture: &Fixture,
+    proxy: &Proxy,
+    tally: &Tally,
+    ready: impl Fn() -> bool,
+) -> Result<Vec<Count>, Failed> {
+    let mut sum = vec![Count::default(); tally.lanes.len()];
+    for _ in 0..ROUNDS {
+        let counts = match fault {
+            Fault::Restarted => restart(fixture, proxy, tally, &ready).await?,
+            _ => suffer(fault, fixture, proxy, tally, &ready).await?,
+        };
+        for (sum, count) in sum.iter_mut().zip(counts) {
+            sum.failed += count.failed;
+            sum.unknown += count.unknown;
+        }
+        if tally.lanes.iter().zip(&sum).all(|(lane, count)| tally.is_hit(fault, *lane, count)) {
+            return Ok(sum);
+        }
+    }
+    let missing = tally.lanes.iter().zip(&sum).filter(|(lane, count)| !tally.is_hit(fault, **lane, count));
+    Err(Failed(format!("{fault:?} hit not all in {ROUNDS} rounds: {:?}", missing.collect::<Vec<_>>())))
+}
+
+/// A restart in good order.
+async fn restart(
     fixture: &Fixture,
     proxy: &Proxy,
     tally: &Tally,
     ready: impl Fn() -> bool,
 ) -> Result<Vec<Count>, Failed> {
     let fault = Fault::Restarted;
-    let mut sum = vec![Count::default(); tally.lanes.len()];
-    for _ in 0..RESTARTS {
-        well(tally, &format!("before {fault:?}"), &ready).await?;
-        // What is at hand is kept until it is down: there has to be something to try then.
-        tally.turn(false);
-        fault.begin(fixture, proxy).await?;
-        fault.end(fixture, proxy).await?;
-        // Whoever was under way meanwhile is told so.
-        let answered = |count: &Count| count.done + count.failed > 0;
-        tally.all("calls are answered after a restart", answered).await?;
-        for (sum, count) in sum.iter_mut().zip(&tally.spell().counts) {
-            sum.failed += count.failed;
-        }
-        tally.turn(false);
-        if sum.iter().all(|count| count.failed >= tally.least) {
-            return Ok(sum);
-        }
-    }
-    Err(Failed(format!("after {RESTARTS} restarts there are lanes of which no call failed: {sum:?}")))
+    well(tally, &format!("before {fault:?}"), ready).await?;
+    // What is at hand is kept until it is down: there has to be something to try then.
+    tally.turn(false);
+    fault.begin(fixture, proxy).await?;
+    fault.end(fixture, proxy).await?;
+    // Whoever was under way meanwhile is told so.
+    let answered = |count: &Count| count.done + count.failed > 0;
+    tally.all("calls are answered after a restart", answered).await?;
+    let counts = tally.spell().counts.clone();
+    tally.turn(false);
+    Ok(counts)
 }
 
 #[cfg(test)]
@@ -240,7 +274,7 @@ mod tests {
     use super::*;
     use crate::Error;
 
-    const LANES: &[&str] = &["one", "other"];
+    const LANES: &[Lane] = &[Lane { name: "one", changes: true }, Lane { name: "other", changes: false }];
 
     fn tally() -> Tally {
         Tally::of(LANES, 1, 1)
@@ -299,12 +333,28 @@ mod tests {
 
     #[test]
     fn a_network_that_is_not_slow_and_one_that_loses_are_found() {
-        let count = |failed, millis| Count { done: 3, failed, quickest: Some(Duration::from_millis(millis)) };
-        let judge = |counts: &[Count], pauses| slow_and_well(&["one"], counts, pauses);
+        let count = |failed, millis| Count {
+            done: 3,
+            failed,
+            unknown: 0,
+            quickest: Some(Duration::from_millis(millis)),
+        };
+        let judge = |counts: &[Count], pauses| slow_and_well(&LANES[..1], counts, pauses);
         judge(&[count(0, 50)], Duration::ZERO).unwrap();
         judge(&[count(0, 49)], Duration::ZERO).unwrap_err();
         judge(&[Count::default()], Duration::ZERO).unwrap_err();
         judge(&[count(1, 50)], Duration::ZERO).unwrap_err();
         judge(&[count(1, 50)], PAUSED * 2).unwrap();
+    }
+
+    #[test]
+    fn half_open_is_when_a_change_is_not_known_to_be_made() {
+        let tally = tally();
+        let (closed, open) =
+            (Count { failed: 1, ..Count::default() }, Count { failed: 1, unknown: 1, ..Count::default() });
+        let hit = |fault, lane: usize, count| tally.is_hit(fault, LANES[lane], count);
+        assert!(!hit(Fault::HalfOpen, 0, &closed) && hit(Fault::HalfOpen, 0, &open));
+        assert!(hit(Fault::HalfOpen, 1, &closed) && hit(Fault::Restarted, 0, &closed));
+        assert!(!hit(Fault::Restarted, 0, &Count::default()));
     }
 }
