@@ -17,7 +17,7 @@ pub(in crate::conformance::scenarios) async fn consume_after_broker_recovery(fix
 }
 
 /// Keys that are open at a time, and the jobs of each: a key that is held up by a lost claim leaves others.
-const KEYS: usize = 40;
+const KEYS: usize = 20;
 const OF_KEY: usize = 8;
 const DELAY: Duration = Duration::from_millis(200);
 
