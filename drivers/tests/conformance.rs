@@ -20,7 +20,7 @@ const BACKENDS: &str = "memory,embedded,http";
 /// No trial takes longer than this, once it has begun.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Those that have another patience: they look into windows, which are longer on a slow machine.
-const PATIENT: [(&str, Duration); 8] = [
+const PATIENT: [(&str, Duration); 10] = [
     ("extend_keeps_the_job", Duration::from_secs(240)),
     ("heartbeat_keeps_one_leased_run", Duration::from_secs(400)),
     ("ordering_fifo_retry_blocks_key", Duration::from_secs(120)),
@@ -29,6 +29,8 @@ const PATIENT: [(&str, Duration); 8] = [
     ("shutdown_during_delay_retry", Duration::from_secs(240)),
     ("error_contract_broker_faults", Duration::from_secs(180)),
     ("consume_after_broker_recovery", Duration::from_secs(180)),
+    ("dispatch_during_broker_fault", Duration::from_secs(180)),
+    ("ordering_fifo_broker_faults", Duration::from_secs(180)),
 ];
 /// Those that keep every core busy run by themselves: the others would measure them.
 const HEAVY: [(&str, Duration); 3] = [

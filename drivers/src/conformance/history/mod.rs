@@ -122,6 +122,11 @@ impl History {
         jobs.into_iter().collect()
     }
 
+    /// All that was written down, for those who look for more than [`History::check`] does.
+    pub fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How many items of calls were written down.
     pub fn len(&self) -> usize {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).len()

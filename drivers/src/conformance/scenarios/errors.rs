@@ -10,23 +10,28 @@ use futures::future::join_all;
 use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpSocket;
 
-/// Why calls of a handle that was well are not answered.
+/// Why calls of a handle that was well are not answered, during one of [`Fault::TOTAL`].
 const fn unanswered(fault: Fault) -> Unanswered {
     match fault {
-        Fault::Frozen | Fault::Silent => Unanswered::Silence,
-        Fault::Killed | Fault::Refused | Fault::AnswersLost | Fault::RequestsCut => Unanswered::Broken,
+        Fault::Frozen | Fault::Silent | Fault::HalfOpen => Unanswered::Silence,
+        Fault::Killed
+        | Fault::Refused
+        | Fault::AnswersLost
+        | Fault::RequestsCut
+        | Fault::Restarted
+        | Fault::Slow => Unanswered::Broken,
     }
 }
 
 pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
-    fixture.over("faults", Fault::ALL.len() + 1);
+    fixture.over("faults", Fault::TOTAL.len() + 1);
     let bound = fixture.at_most("for a call", BOUND);
     let direct = fixture.subject().await?;
     let mut sure = nothing_there(&fixture, &direct, bound).await?;
     let proxy = fixture.proxy().await?;
     let subject = fixture.through(&proxy, &direct).await?;
     let (mut worst, mut rounds) = (Duration::ZERO, Vec::new());
-    for fault in Fault::ALL {
+    for fault in Fault::TOTAL {
         let name = format!("{fault:?}").to_lowercase();
         let ground = Ground::lay(&fixture, &direct.driver, &name).await?;
         healthy(&fixture, &subject, fault).await?;

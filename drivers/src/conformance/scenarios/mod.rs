@@ -123,7 +123,8 @@ scenarios! {
     load::soak_mixed_load: "Under a mixed load every job ends once, and the counts add up.";
     errors::error_contract_broker_faults alone [NETWORK, PROCESS]: "Whatever breaks, every call ends within its bound and says whether it surely did nothing; the handle works again by itself.";
     faults::dispatch_during_broker_fault alone [NETWORK, PROCESS, DURABLE, IDS, INSPECT]: "Jobs that are enqueued while the broker fails are in it if it said so, once each.";
-    faults::consume_after_broker_recovery alone [NETWORK, PROCESS, DURABLE, LEASE, FENCING, INSPECT]: "Claims, extensions, settles and completions go on after a failure, and none of them is lost or made twice.";
+    faults::consume_after_broker_recovery alone [NETWORK, PROCESS, DURABLE, LEASE, FENCING, IDS, INSPECT]: "Claims, extensions, settles and completions go on after a failure, and none of them is lost or made twice.";
+    faults::ordering_fifo_broker_faults alone [NETWORK, PROCESS, DURABLE, FIFO, DELAY, LEASE, FENCING, IDS, INSPECT]: "A Fifo queue keeps the order of each key while the broker fails, with jobs that are delayed, retried and lost on the way.";
     network::ambiguous_publish alone [NETWORK, IDS, INSPECT]: "After an answer that was lost the same id again tells that the job is there; half a request is none.";
     network::partitioned_claimer_is_fenced alone [NETWORK, LEASE, FENCING]: "A claimer that is cut off loses its job when the lease ends, not before, and can't settle it afterwards.";
     network::slow_network_changes_nothing alone [NETWORK]: "A slow network makes calls slow, and nothing else.";
