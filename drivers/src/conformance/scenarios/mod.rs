@@ -65,7 +65,7 @@ scenarios! {
     timing::delayed_behind_a_longer_one [DELAY]: "A job is not held up by one that is delayed for longer.";
     timing::ordering_retry_reorder_allowed [DELAY]: "Without Fifo a retry lets later jobs pass.";
     timing::ordering_multi_worker_best_effort: "Without Fifo a job that one claimer holds lets others pass at another one.";
-    timing::clock_of_the_caller_changes_nothing [DELAY, LEASE]: "Due times and leases go by the broker's clock, whatever the caller's shows.";
+    timing::clock_of_the_caller_changes_nothing [ALONE, DELAY, LEASE]: "Due times and leases go by the broker's clock, whatever the caller's shows.";
     timing::retry_backoff_not_before_window [DELAY]: "A retry is never early, and late by little.";
     settling::retry_counts_attempts: "A retry counts an attempt and keeps the failure.";
     settling::release_keeps_attempt: "A release counts no attempt.";
