@@ -114,6 +114,7 @@ scenarios! {
     lifecycle::worker_restart_delay_recovery alone [DURABLE, DELAY]: "Delayed jobs survive a restart, and are not early after it.";
     lifecycle::shutdown_during_delay_retry alone [DURABLE, DELAY]: "A close ends calls that wait; jobs that wait for their time come afterwards, on time and with their attempts.";
     lifecycle::shutdown_idempotent: "Closing twice is fine; calls afterwards are unavailable.";
+    lifecycle::closed_handles_leave_nothing alone: "Handles that are closed while calls wait on them leave no file descriptor and no connection behind.";
     load::dispatch_burst: "A burst of concurrent enqueues loses and doubles nothing.";
     load::multi_worker_contention: "Many claimers of one queue settle each job exactly once.";
     load::scheduled_100k_due_at_once [DELAY]: "A hundred thousand jobs that are due at one moment come once each, in bounded time.";
