@@ -83,7 +83,7 @@ fuzz: ## Each fuzz target for SECONDS=60; TARGET=name runs one.
 	@FUZZ_SECONDS=$(or $(SECONDS),60) e2e/lib/fuzz
 
 .PHONY: flake
-flake: packages ## The timing-sensitive tests REPEAT=20 times under load; a line for docs/flake-log.md.
+flake: packages servers ## The timing-sensitive tests REPEAT=20 times under load; a line for docs/flake-log.md.
 	@e2e/lib/flake
 
 .PHONY: coverage

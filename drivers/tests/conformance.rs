@@ -32,8 +32,10 @@ const PATIENT: [(&str, Duration); 10] = [
     ("dispatch_during_broker_fault", Duration::from_secs(180)),
     ("ordering_fifo_broker_faults", Duration::from_secs(180)),
 ];
-/// Those that keep every core busy run by themselves: the others would measure them.
-const HEAVY: [(&str, Duration); 3] = [
+/// Those that keep every core busy run by themselves: the others would measure them. So does one that counts what this process
+/// has open.
+const HEAVY: [(&str, Duration); 4] = [
+    ("closed_handles_leave_nothing", Duration::from_secs(120)),
     ("soak_broker_faults", Duration::from_secs(400)),
     ("scheduled_100k_due_at_once", Duration::from_secs(240)),
     ("soak_mixed_load", Duration::from_secs(180)),

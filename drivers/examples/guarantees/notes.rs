@@ -144,8 +144,9 @@ pub(super) const OF_BROKERS: &[Note] = &[
     Note {
         brokers: BROKERS,
         about: About::Rows(&["clock_of_the_caller_changes_nothing"]),
-        what: "The clocks of callers are skewed by skewing the broker's: the clock of `embedded` and of `http` in the suite's \
-               process is an hour ahead. A call carries durations only, no instant that a broker could go by.",
+        what: "The clocks of callers are skewed by skewing the broker's, once an hour ahead and once an hour behind: its \
+               process is given another wall clock, and `embedded` and `memory` another source of time. A call carries \
+               durations only, no instant that a broker could go by.",
         shown_by: "clock_of_the_caller_changes_nothing",
     },
 ];
@@ -183,7 +184,8 @@ pub(super) const OF_WORKERS: &[Note] = &[
     Note {
         brokers: WORKER_BROKERS,
         about: About::Rows(&["history_random_kills"]),
-        what: "Machines are one machine here: one clock, and loopback between worker and broker.",
+        what: "Machines are one machine here: loopback between worker and broker, and one clock but in \
+               `clock_skew_between_workers`, where a worker's wall clock is moved and its app's is not.",
         shown_by: "history_random_kills",
     },
 ];

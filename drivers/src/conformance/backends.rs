@@ -1,6 +1,9 @@
 //! The backends that this crate brings along, as the suite starts them.
 
-use super::servers::process::Directory;
+use super::servers::{
+    clock::Skew,
+    process::{Directory, connections_to},
+};
 use crate::{
     Driver, DynDriver, Error, ErrorKind, Result, Timestamp,
     embedded::{Clock, Config, Embedded},
@@ -13,7 +16,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 use tokio::sync::Mutex;
 
@@ -37,6 +39,15 @@ pub trait Backend: Debug + Send + Sync {
 pub trait Broker: Debug + Send + Sync {
     /// A handle that shares as little as possible with other handles.
     async fn handle(&self) -> Result<DynDriver>;
+
+    /// Starts another broker of this kind, without data and with nobody else to serve, by whose clock it is `skew` later
+    /// than by this machine's.
+    ///
+    /// # Errors
+    /// `Unsupported` when its clock is not ours to choose; `Unavailable` when it can't be started.
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        Err(Error::new(ErrorKind::Unsupported, format!("this broker can't be had with a clock of {skew:?}")))
+    }
 
     /// The same, reaching the broker through a proxy at `address`. Scenarios break the way there, so its time-outs are
     /// short: a call ends within [`BOUND`](super::BOUND) beside what it asks the broker to wait.
@@ -73,6 +84,15 @@ pub trait Broker: Debug + Send + Sync {
     /// Where it listens, the same for as long as it exists. `None` when there is no network before it.
     fn address(&self) -> Option<SocketAddr> {
         None
+    }
+
+    /// How many connections its server has beside that of this question, by the server's own word where it gives one; none
+    /// where there is no network before it.
+    ///
+    /// # Errors
+    /// `Unavailable` when it can't be found out.
+    async fn connections(&self) -> Result<Option<usize>> {
+        self.address().map(connections_to).transpose()
     }
 
     /// Stops it in good order if it runs, and starts it again with the same data.
@@ -139,29 +159,42 @@ impl Backend for InMemory {
     }
 
     async fn start(&self) -> Result<Arc<dyn Broker>> {
-        Ok(Arc::new(MemoryBroker(Mutex::new(Arc::new(Memory::new())))))
+        Ok(Arc::new(MemoryBroker::new(Skew::NONE)))
     }
 }
 
 #[derive(Debug)]
-struct MemoryBroker(Mutex<Arc<Memory>>);
+struct MemoryBroker {
+    skew: Skew,
+    open: Mutex<Arc<Memory>>,
+}
+
+impl MemoryBroker {
+    fn new(skew: Skew) -> Self {
+        Self { skew, open: Mutex::new(Arc::new(Memory::ahead(skew.as_millis()))) }
+    }
+}
 
 #[async_trait]
 impl Broker for MemoryBroker {
     async fn handle(&self) -> Result<DynDriver> {
-        Ok(self.0.lock().await.clone())
+        Ok(self.open.lock().await.clone())
+    }
+
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        Ok(Arc::new(Self::new(skew)))
     }
 
     /// As a process does that kept everything in memory: what comes back is empty.
     async fn restart(&self) -> Result<()> {
-        let mut open = self.0.lock().await;
+        let mut open = self.open.lock().await;
         open.close().await;
-        *open = Arc::new(Memory::new());
+        *open = Arc::new(Memory::ahead(self.skew.as_millis()));
         Ok(())
     }
 
     async fn stop(&self) {
-        self.0.lock().await.close().await;
+        self.open.lock().await.close().await;
     }
 }
 
@@ -175,17 +208,20 @@ impl Backend for InFile {
     }
 
     async fn start(&self) -> Result<Arc<dyn Broker>> {
-        Ok(Arc::new(FileBroker::start()?))
+        Ok(Arc::new(FileBroker::start(AHEAD)?))
     }
 }
 
-/// A clock that is an hour ahead of that of the callers: nothing may go by theirs.
-#[derive(Debug)]
-struct Ahead;
+/// The clock of an embedded broker is an hour ahead of that of its callers in all scenarios: nothing may go by theirs.
+pub(super) const AHEAD: Skew = Skew::ahead(3600);
 
-impl Clock for Ahead {
+/// A clock that is not this machine's.
+#[derive(Debug)]
+struct Skewed(Skew);
+
+impl Clock for Skewed {
     fn now(&self) -> Timestamp {
-        Timestamp::now().after(Duration::from_secs(3600))
+        Timestamp::from_millis(Timestamp::now().as_millis().saturating_add(self.0.as_millis()))
     }
 }
 
@@ -193,18 +229,19 @@ impl Clock for Ahead {
 #[derive(Debug)]
 pub(super) struct FileBroker {
     directory: Directory,
+    skew: Skew,
     open: Mutex<Arc<Embedded>>,
 }
 
 impl FileBroker {
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(skew: Skew) -> Result<Self> {
         let directory = Directory::new("conformance")?;
-        let open = Mutex::new(Arc::new(Self::open(directory.path())?));
-        Ok(Self { directory, open })
+        let open = Mutex::new(Arc::new(Self::open(directory.path(), skew)?));
+        Ok(Self { directory, skew, open })
     }
 
-    fn open(directory: &Path) -> Result<Embedded> {
-        let clock = Arc::new(Ahead);
+    fn open(directory: &Path, skew: Skew) -> Result<Embedded> {
+        let clock = Arc::new(Skewed(skew));
         Embedded::open(Config { clock, ..Config::new(directory.join("jobs.db")) })
     }
 }
@@ -215,10 +252,14 @@ impl Broker for FileBroker {
         Ok(self.open.lock().await.clone())
     }
 
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        Ok(Arc::new(Self::start(skew)?))
+    }
+
     async fn restart(&self) -> Result<()> {
         let mut open = self.open.lock().await;
         open.close().await;
-        *open = Arc::new(Self::open(self.directory.path())?);
+        *open = Arc::new(Self::open(self.directory.path(), self.skew)?);
         Ok(())
     }
 

@@ -108,6 +108,12 @@ impl Fixture {
         Self { broker, prefix, measured: self.measured.clone(), bounds }
     }
 
+    /// The same trial on another broker.
+    pub(super) fn on(&self, broker: Arc<dyn Broker>) -> Self {
+        let (prefix, bounds) = (self.prefix.clone(), self.bounds.clone());
+        Self { broker, prefix, measured: self.measured.clone(), bounds }
+    }
+
     /// Where a figure goes that the scenario measured.
     pub fn measured(&self) -> Arc<Mutex<Option<String>>> {
         self.measured.clone()

@@ -2,8 +2,11 @@
 
 use super::{
     Backend, Broker,
-    backends::{FileBroker, credential},
-    servers::process::{Directory, Process, free_port},
+    backends::{AHEAD, FileBroker, credential},
+    servers::{
+        clock::Skew,
+        process::{Directory, Process, free_port},
+    },
 };
 use crate::{
     Driver, DynDriver, Error, Result,
@@ -49,14 +52,12 @@ impl Backend for OverHttp {
     }
 
     async fn start(&self) -> Result<Arc<dyn Broker>> {
-        let broker = FileBroker::start()?;
-        let server = Mutex::new(Server::start(broker.handle().await?).await?);
-        Ok(Arc::new(ServedBroker { broker, server }))
+        Ok(Arc::new(ServedBroker::start(AHEAD).await?))
     }
 
     async fn start_alone(&self) -> Result<Arc<dyn Broker>> {
         match BINARY.get() {
-            Some(binary) => Ok(Arc::new(ProcessBroker::start(binary).await?)),
+            Some(binary) => Ok(Arc::new(ProcessBroker::start(binary, Skew::NONE).await?)),
             None => self.start().await,
         }
     }
@@ -68,12 +69,28 @@ struct ServedBroker {
     server: Mutex<Server>,
 }
 
+impl ServedBroker {
+    async fn start(skew: Skew) -> Result<Self> {
+        let broker = FileBroker::start(skew)?;
+        let server = Mutex::new(Server::start(broker.handle().await?).await?);
+        Ok(Self { broker, server })
+    }
+}
+
 #[async_trait]
 impl Broker for ServedBroker {
     async fn handle(&self) -> Result<DynDriver> {
         let config = HttpConfig::new(&self.server.lock().await.url, TokenSource::fixed(TOKEN))?;
         let driver = HttpDriver::connect(config).await?;
         Ok(Arc::new(driver) as Arc<dyn Driver>)
+    }
+
+    /// The broker that is shipped, where it is at hand.
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        match BINARY.get() {
+            Some(binary) => Ok(Arc::new(ProcessBroker::start(binary, skew).await?)),
+            None => Ok(Arc::new(Self::start(skew).await?)),
+        }
     }
 
     async fn restart(&self) -> Result<()> {
@@ -125,16 +142,18 @@ struct ProcessBroker {
     binary: PathBuf,
     directory: Directory,
     address: SocketAddr,
+    skew: Skew,
     process: Mutex<Option<Process>>,
 }
 
 impl ProcessBroker {
-    async fn start(binary: &Path) -> Result<Self> {
+    async fn start(binary: &Path, skew: Skew) -> Result<Self> {
         let directory = Directory::new("broker")?;
         std::fs::write(directory.path().join("token"), TOKEN)
             .map_err(|error| Error::unavailable(format!("the token can't be written: {error}")))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let broker = Self { binary: binary.to_owned(), directory, address, process: Mutex::new(None) };
+        let (binary, process) = (binary.to_owned(), Mutex::new(None));
+        let broker = Self { binary, directory, address, skew, process };
         broker.launch().await?;
         Ok(broker)
     }
@@ -145,7 +164,9 @@ impl ProcessBroker {
         let (data, token) = (path.display().to_string(), path.join("token").display().to_string());
         let listen = self.address.to_string();
         let arguments = ["--listen", &listen, "--data-dir", &data, "--token-file", &token];
-        let mut process = Process::start("longshore-broker", &self.binary, &arguments, &path.join("log"))?;
+        let (program, arguments) = self.skew.command(&self.binary, &arguments, path)?;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut process = Process::start("longshore-broker", &program, &arguments, &path.join("log"))?;
         let driver = HttpDriver::new(config(self.address)?);
         let deadline = Instant::now() + STARTS;
         while let Err(error) = driver.probe().await {
@@ -187,6 +208,10 @@ impl Broker for ProcessBroker {
     async fn handle(&self) -> Result<DynDriver> {
         let config = HttpConfig::new(&format!("http://{}", self.address), TokenSource::fixed(TOKEN))?;
         Ok(Arc::new(HttpDriver::connect(config).await?))
+    }
+
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        Ok(Arc::new(Self::start(&self.binary, skew).await?))
     }
 
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {

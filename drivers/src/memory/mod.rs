@@ -44,6 +44,8 @@ pub struct Memory {
 #[derive(Debug)]
 struct Shared {
     model: Mutex<Model>,
+    /// By how many milliseconds its clock is ahead of this machine's.
+    ahead: i64,
     /// Somebody changed something.
     changed: Notify,
     hints: broadcast::Sender<Wake>,
@@ -54,7 +56,8 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Model> {
         // A panic in the model is a bug, but no reason to refuse everything from then on.
         let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        model.advance(Timestamp::now());
+        let now = Timestamp::now().as_millis().saturating_add(self.ahead);
+        model.advance(Timestamp::from_millis(now));
         model
     }
 
@@ -141,9 +144,16 @@ impl Default for Memory {
 impl Memory {
     /// An empty broker.
     pub fn new() -> Self {
+        Self::ahead(0)
+    }
+
+    /// An empty broker whose clock is so many milliseconds ahead of this machine's, or behind it where that is negative: for
+    /// those who show that nobody goes by the clock of a caller.
+    pub fn ahead(millis: i64) -> Self {
         Self {
             shared: Arc::new(Shared {
                 model: Mutex::default(),
+                ahead: millis,
                 changed: Notify::new(),
                 hints: broadcast::channel(HINTS).0,
                 closed: CancellationToken::new(),

@@ -1,30 +1,36 @@
-//! Many jobs over several sidecar processes that are killed at random, and a broker that is killed once.
+//! Many jobs over several sidecar processes that are killed and frozen at random, and a broker that is killed once.
 //!
-//! `LONGSHORE_SOAK=1` makes it a million, `LONGSHORE_HISTORY` any number, `LONGSHORE_SEED` repeats the kills of a run.
+//! `LONGSHORE_SOAK=1` makes it a million, `LONGSHORE_HISTORY` any number, `LONGSHORE_SEED` repeats the faults of a run.
 
 use crate::{
-    bounds::{at_least, over},
+    bounds::{at_least, at_most, over},
     frame::{
         app::{Answer, Order},
         pod::Pod,
-        site::{Site, job},
+        site::{LEASE, Site, job},
     },
-    judge::History,
+    judge::{Freeze, History},
 };
 use longshore_drivers::{JobId, NewJob};
 use std::{
+    cell::Cell,
     collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
-use tokio::time::sleep;
+use tokio::{sync::Mutex, time::sleep};
 
 const PODS: usize = 4;
+/// What a worker runs at once.
+const AT_ONCE: u32 = 16;
 const GATE: usize = 20_000;
 const SOAK: usize = 1_000_000;
 /// How long a broker that was killed may take until it takes jobs again.
 const BROKER_RETURNS: Duration = Duration::from_secs(90);
 /// Jobs in one request.
 const BATCH: usize = 500;
+/// How often a worker dies at least, and how often one stands still for longer than a lease.
+const KILLS: usize = 5;
+const FREEZES: usize = 2;
 
 pub(crate) fn is_soak() -> bool {
     std::env::var("LONGSHORE_SOAK").is_ok_and(|text| text == "1")
@@ -57,39 +63,66 @@ impl Dice {
     }
 }
 
+/// What the workers have gone through.
+#[derive(Default)]
+struct Faults {
+    kills: Cell<usize>,
+    freezes: Cell<usize>,
+}
+
+impl Faults {
+    fn are_enough(&self) -> bool {
+        self.kills.get() >= KILLS && self.freezes.get() >= FREEZES
+    }
+}
+
+/// A worker, which one at a time may disturb.
+type Victim = Mutex<Pod>;
+
 pub(crate) async fn history_random_kills(site: Site) {
     // Losing workers is the point here, not what becomes of a job that loses too many.
     site.declare(|settings| (settings.max_deliveries, settings.max_depth) = (1000, 2 * SOAK as u64)).await;
     let mut pods = Vec::new();
     for _ in 0..PODS {
-        pods.push(site.pod(|policy| policy.concurrency = 16).await);
+        pods.push(Mutex::new(site.pod(|policy| policy.concurrency = AT_ONCE).await));
     }
     let seed = number("LONGSHORE_SEED").unwrap_or_else(|| u64::from(std::process::id())).max(1);
     let total = over("jobs", count());
     over("workers", PODS);
     over("kill of the broker", 1_usize);
-    let began = Instant::now();
-    let chaos = chaos(&site, &pods, total, Dice(seed));
-    let (acknowledged, kills) = futures::join!(produce(&site, total), chaos);
+    let (began, faults) = (Instant::now(), Faults::default());
+    let (acknowledged, (), freezes) = futures::join!(
+        produce(&site, total, &faults),
+        kills(&site, &pods, total, Dice(seed), &faults),
+        freezes(&site, &pods, total, Dice(!seed), &faults),
+    );
     site.drained_within(patience()).await;
     let took = began.elapsed();
     let accepted = accepted(&site, &acknowledged).await;
     assert_eq!(site.stats().await.dead, Some(0), "dead jobs");
-    let history = History { runs: site.ledger.runs(), acknowledged, accepted };
+    let (kills, stood) = (faults.kills.get(), freezes.len());
+    let history = History { runs: site.ledger.runs(), acknowledged, accepted, freezes };
     let figures = history.judge().unwrap_or_else(|found| panic!("{found} (LONGSHORE_SEED={seed})"));
     assert_eq!(figures.jobs, total, "jobs that were acknowledged");
+    assert!(kills >= at_least("kills of workers", KILLS), "{kills} kills");
+    assert!(stood >= at_least("freezes of workers over a lease", FREEZES), "{stood} freezes");
+    // What it was about to start when it was frozen; what it claims then is its own again.
+    let woken = at_most("runs without a lease for each freeze", AT_ONCE) as usize;
+    assert!(figures.unleased <= woken * stood, "{} runs without a lease (seed {seed})", figures.unleased);
     site.measure(format!(
-        "{} jobs, {PODS} workers with {kills} kills, one kill of the broker, {} runs were repeated, {} of \
-         them after a success that nobody heard of, {} jobs/s, seed {seed}",
+        "{} jobs, {PODS} workers with {kills} kills and {stood} freezes over a lease, one kill of the broker, {} runs \
+         were repeated, {} of them after a success that nobody heard of, {} began without a lease, {} jobs/s, seed {seed}",
         figures.jobs,
         figures.repeated,
         figures.done_twice,
+        figures.unleased,
         total as u128 * 1000 / took.as_millis().max(1),
     ));
 }
 
-/// Enqueues everything, and again what nobody acknowledged.
-async fn produce(site: &Site, total: usize) -> BTreeSet<String> {
+/// Enqueues everything, and again what nobody acknowledged. The last jobs come when there were faults enough, however fast the
+/// machine is.
+async fn produce(site: &Site, total: usize, faults: &Faults) -> BTreeSet<String> {
     let orders = [
         Order::default(),
         Order { work_ms: 2, ..Order::default() },
@@ -99,6 +132,9 @@ async fn produce(site: &Site, total: usize) -> BTreeSet<String> {
     let mut acknowledged = BTreeSet::new();
     let mut made = 0;
     while made < total {
+        while made >= total * 4 / 5 && !faults.are_enough() {
+            sleep(Duration::from_millis(10)).await;
+        }
         let size = BATCH.min(total - made);
         // One in twenty fails once.
         let order = |number: usize| if number % 20 == 7 { &orders[3] } else { &orders[number % 3] };
@@ -122,13 +158,17 @@ async fn produce(site: &Site, total: usize) -> BTreeSet<String> {
     acknowledged
 }
 
-/// Kills a worker now and then, and the broker once, until about everything is done.
-async fn chaos(site: &Site, pods: &[Pod], total: usize, mut dice: Dice) -> usize {
-    let mut kills = 0;
+/// Until about everything is done.
+fn goes_on(site: &Site, total: usize, faults: &Faults) -> bool {
+    site.ledger.begun() < total || !faults.are_enough()
+}
+
+/// Kills a worker now and then, and the broker once.
+async fn kills(site: &Site, pods: &[Victim], total: usize, mut dice: Dice, faults: &Faults) {
     let (least, most) = (300, 1500);
     over("between kills at most", Duration::from_millis(most));
     let mut broker_lives = true;
-    while site.ledger.begun() < total {
+    while goes_on(site, total, faults) {
         sleep(Duration::from_millis(least + dice.roll(most - least))).await;
         if broker_lives && site.ledger.begun() > total * 2 / 5 {
             broker_lives = false;
@@ -137,15 +177,35 @@ async fn chaos(site: &Site, pods: &[Pod], total: usize, mut dice: Dice) -> usize
             site.start_broker().await;
             continue;
         }
-        let victim = &pods[usize::try_from(dice.roll(PODS as u64)).unwrap()];
+        let first = usize::try_from(dice.roll(PODS as u64)).unwrap();
+        // Another one where that one stands still.
+        let mut victims = (first..first + PODS).filter_map(|pod| pods[pod % PODS].try_lock().ok());
+        let victim = victims.next().expect("one stands still at a time");
         victim.kill();
-        kills += 1;
+        faults.kills.set(faults.kills.get() + 1);
         sleep(Duration::from_millis(dice.roll(300))).await;
         victim.start().await;
     }
     assert!(!broker_lives, "the broker was never killed");
-    assert!(kills >= at_least("kill of a worker", 1_usize), "no worker was killed: {total} jobs are too few");
-    kills
+}
+
+/// Freezes a worker now and then, for longer than a lease: its app works on, its jobs run elsewhere, and what it does when
+/// it wakes is of no account.
+async fn freezes(site: &Site, pods: &[Victim], total: usize, mut dice: Dice, faults: &Faults) -> Vec<Freeze> {
+    let mut freezes = Vec::new();
+    over("lease", LEASE);
+    while goes_on(site, total, faults) {
+        sleep(Duration::from_millis(dice.roll(1000))).await;
+        let victim = pods[usize::try_from(dice.roll(PODS as u64)).unwrap()].lock().await;
+        let sidecar = victim.sidecar();
+        let from = Instant::now();
+        sidecar.process.freeze();
+        sleep(LEASE + Duration::from_millis(100 + dice.roll(900))).await;
+        sidecar.process.thaw();
+        freezes.push(Freeze { pod: victim.number, from, to: Instant::now() });
+        faults.freezes.set(faults.freezes.get() + 1);
+    }
+    freezes
 }
 
 /// The run whose settle was taken, of each job.

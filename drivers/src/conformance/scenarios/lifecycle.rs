@@ -1,12 +1,15 @@
 //! Brokers and handles that stop.
 
 use crate::conformance::{
-    Failed, Fixture, Verdict, check, check_eq,
+    Failed, Fixture, Subject, Verdict, check, check_eq,
     fixture::{LEASE, SOON, job, numbered},
     is_kind,
     machine::{Watch, Window, windowed},
 };
-use crate::{Claim, DriverExt, Enqueued, ErrorKind, Failure, JobState, Payload, Settle};
+use crate::{
+    Claim, DriverExt, Enqueued, ErrorKind, Failure, JobState, Payload, QueueSettings, ReadCompletions, Settle,
+};
+use futures::future::join_all;
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -145,5 +148,141 @@ pub(super) async fn shutdown_idempotent(fixture: Fixture) -> Verdict {
     check!(is_kind(&stats, ErrorKind::Unavailable), "stats after the close: {stats:?}");
     let probe = driver.probe().await;
     check!(is_kind(&probe, ErrorKind::Unavailable), "a probe after the close");
+    Ok(())
+}
+
+/// What is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Open {
+    /// File descriptors of this process.
+    descriptors: usize,
+    /// Connections of the broker's server, if it has one.
+    connections: usize,
+}
+
+impl Open {
+    async fn now(fixture: &Fixture) -> Result<Self, Failed> {
+        // First: the question opens one more.
+        let descriptors = std::fs::read_dir("/proc/self/fd")?.count();
+        let connections = fixture.broker().connections().await?.unwrap_or_default();
+        Ok(Self { descriptors, connections })
+    }
+
+    /// The same for half a second: what was closed a moment ago has gone.
+    async fn at_rest(fixture: &Fixture) -> Result<Self, Failed> {
+        let (since, mut last, mut times) = (Watch::start(), Self::now(fixture).await?, 0);
+        while times < 5 {
+            check!(since.elapsed() < SOON + since.pauses(), "what is open changes all the time: {last:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = Self::now(fixture).await?;
+            times = if now == last { times + 1 } else { 0 };
+            last = now;
+        }
+        Ok(last)
+    }
+
+    /// What is left as soon as it is no more than `allowed`.
+    async fn down_to(fixture: &Fixture, allowed: Self) -> Result<Self, Failed> {
+        let since = Watch::start();
+        loop {
+            let left = Self::now(fixture).await?;
+            if left.is_within(allowed) {
+                return Ok(left);
+            }
+            check!(since.elapsed() < SOON + since.pauses(), "{allowed:?} is what may stay, {left:?} stayed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn is_within(self, other: Self) -> bool {
+        self.descriptors <= other.descriptors && self.connections <= other.connections
+    }
+}
+
+pub(super) async fn closed_handles_leave_nothing(fixture: Fixture) -> Verdict {
+    let handles = fixture.over("handles", 20_usize);
+    // Where all handles are one, the broker is opened again for each.
+    let at_once = if fixture.broker().address().is_some() { handles } else { 1 };
+    // What is made once and stays.
+    come_and_go(&fixture, 1).await?;
+    let before = Open::at_rest(&fixture).await?;
+    let (mut most, mut closed) = (before, Vec::new());
+    for _ in 0..handles / at_once {
+        let (open, gone) = come_and_go(&fixture, at_once).await?;
+        // Kept: it is the close that leaves nothing, not the end of its owner.
+        closed.extend(gone);
+        most = open;
+    }
+    if at_once > 1 {
+        let least =
+            Open { descriptors: before.descriptors + handles, connections: before.connections + handles };
+        check!(least.is_within(most), "{handles} open handles don't show: {before:?} before, {most:?} then");
+    }
+    let bound = fixture.at_most("left open", 0_usize);
+    let allowed = Open { descriptors: before.descriptors + bound, connections: before.connections + bound };
+    let left = Open::down_to(&fixture, allowed).await?;
+    fixture.measure(format!(
+        "{} descriptors and {} connections, {} and {} with {at_once} handles open, {} and {} afterwards",
+        before.descriptors,
+        before.connections,
+        most.descriptors,
+        most.connections,
+        left.descriptors,
+        left.connections,
+    ));
+    Ok(())
+}
+
+/// Opens `count` handles, uses each, and closes it while calls wait on it. What was open meanwhile, and the handles.
+async fn come_and_go(fixture: &Fixture, count: usize) -> Result<(Open, Vec<Subject>), Failed> {
+    let mut handles = Vec::new();
+    for _ in 0..count {
+        let subject = fixture.subject().await?;
+        use_it(fixture, &subject).await?;
+        let idle = Subject { driver: subject.driver, queue: fixture.queue_name("idle")? };
+        idle.declare(QueueSettings::default()).await?;
+        handles.push(idle);
+    }
+    let waiting = join_all(handles.iter().map(|idle| wait_on(fixture, idle)));
+    let (waited, open) = tokio::join!(waiting, async {
+        // Long enough that the calls wait, as far as anybody can tell from outside.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // A connection of which nobody waits for anything.
+        let asked = join_all(handles.iter().map(Subject::stats)).await;
+        let open = Open::now(fixture).await;
+        join_all(handles.iter().map(|idle| idle.driver.close())).await;
+        asked.into_iter().collect::<Result<Vec<_>, _>>().and(open)
+    });
+    waited.into_iter().collect::<Verdict>()?;
+    if fixture.broker().address().is_none() {
+        fixture.restart().await?;
+    }
+    Ok((open?, handles))
+}
+
+/// A job from its enqueueing to its completion.
+async fn use_it(fixture: &Fixture, subject: &Subject) -> Verdict {
+    let notify = fixture.notify("used")?;
+    let id = subject.enqueue(job().with_notify(notify.clone())).await?;
+    let claimed = subject.next().await?;
+    check_eq!(claimed.id, id, "the job");
+    subject.succeed(&claimed).await?;
+    let completion = subject.next_completion(&notify.address).await?;
+    check_eq!(completion.job, id, "the job of the completion");
+    Ok(subject.driver.acknowledge(&notify.address, vec![completion.receipt]).await?)
+}
+
+/// Waits for a job and for a completion that never come, until the handle is closed.
+async fn wait_on(fixture: &Fixture, idle: &Subject) -> Verdict {
+    let wait = SOON * 3;
+    let address = fixture.address("idle")?;
+    let read = ReadCompletions { max: 1, wait, lease: ReadCompletions::MAX_LEASE };
+    let watch = Watch::start();
+    let (claimed, completions) =
+        tokio::join!(idle.claim_for(1, LEASE, wait), idle.driver.completions(&address, read));
+    let (took, pauses) = (watch.elapsed(), watch.pauses());
+    check!(took < SOON + pauses, "calls that waited ended {took:?} after they began, not by the close");
+    check!(!claimed.is_ok_and(|jobs| !jobs.is_empty()), "a job came out of nothing");
+    check!(!completions.is_ok_and(|page| !page.completions.is_empty()), "a completion came out of nothing");
     Ok(())
 }

@@ -67,7 +67,7 @@ scenarios! {
     timing::delayed_behind_a_longer_one [DELAY]: "A job is not held up by one that is delayed for longer.";
     timing::ordering_retry_reorder_allowed [DELAY]: "Without Fifo a retry lets later jobs pass.";
     timing::ordering_multi_worker_best_effort: "Without Fifo a job that one claimer holds lets others pass at another one.";
-    timing::clock_of_the_caller_changes_nothing [DELAY, LEASE]: "Due times and leases go by the broker's clock, whatever the caller's shows.";
+    timing::clock_of_the_caller_changes_nothing [ALONE, DELAY, LEASE]: "Due times and leases go by the broker's clock, whatever the caller's shows.";
     timing::retry_backoff_not_before_window [DELAY]: "A retry is never early, and late by little.";
     settling::retry_counts_attempts: "A retry counts an attempt and keeps the failure.";
     settling::release_keeps_attempt: "A release counts no attempt.";
@@ -117,6 +117,7 @@ scenarios! {
     lifecycle::worker_restart_delay_recovery alone [DURABLE, DELAY]: "Delayed jobs survive a restart, and are not early after it.";
     lifecycle::shutdown_during_delay_retry alone [DURABLE, DELAY]: "A close ends calls that wait; jobs that wait for their time come afterwards, on time and with their attempts.";
     lifecycle::shutdown_idempotent: "Closing twice is fine; calls afterwards are unavailable.";
+    lifecycle::closed_handles_leave_nothing alone: "Handles that are closed while calls wait on them leave no file descriptor and no connection behind.";
     load::dispatch_burst: "A burst of concurrent enqueues loses and doubles nothing.";
     load::multi_worker_contention: "Many claimers of one queue settle each job exactly once.";
     load::scheduled_100k_due_at_once [DELAY]: "A hundred thousand jobs that are due at one moment come once each, in bounded time.";

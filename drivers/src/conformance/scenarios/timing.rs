@@ -1,11 +1,12 @@
 //! Never early, late by little.
 
 use crate::conformance::{
-    Fixture, Verdict, check, check_eq,
+    Failed, Fixture, Verdict, check, check_eq,
     fixture::{LEASE, job, number, numbered},
     machine::{Watch, late},
+    servers::clock::Skew,
 };
-use crate::{Failure, Settle};
+use crate::{Failure, Settle, Timestamp};
 use std::time::Duration;
 
 pub(super) async fn delay_not_before_window(fixture: Fixture) -> Verdict {
@@ -135,14 +136,32 @@ pub(super) async fn ordering_multi_worker_best_effort(fixture: Fixture) -> Verdi
     Ok(())
 }
 
-/// The broker's clock decides, whatever the caller's shows: every instant it tells is on its own.
+/// The broker's clock decides, whatever the caller's shows: every instant it tells is on its own. The caller's is this
+/// machine's, so it is the broker's that is wrong, once each way.
 pub(super) async fn clock_of_the_caller_changes_nothing(fixture: Fixture) -> Verdict {
+    fixture.over("between the clocks, either way", Duration::from_secs(3600));
+    let skews = [("an hour behind", Skew::ahead(3600)), ("an hour ahead", Skew::behind(3600))];
+    let mut seen = Vec::new();
+    for (what, skew) in skews {
+        let broker = fixture.broker().with_clock(skew).await?;
+        let ahead = by_the_clock_of(&fixture.on(broker.clone()), skew).await;
+        broker.stop().await;
+        let ahead = ahead.map_err(|failed| Failed(format!("with a caller's clock {what}: {failed}")))?;
+        seen.push(format!("{ahead} s"));
+    }
+    fixture.measure(format!("the broker's clock was {} ahead of the caller's", seen.join(" and ")));
+    Ok(())
+}
+
+/// By how many seconds the broker's clock was ahead, when everything else is in order.
+async fn by_the_clock_of(fixture: &Fixture, skew: Skew) -> Result<i64, Failed> {
     let subject = fixture.subject().await?;
-    let other = subject.beside(&fixture).await?;
+    let other = subject.beside(fixture).await?;
     let (delay, lease) = (Duration::from_millis(400), Duration::from_millis(500));
-    let here = crate::Timestamp::now();
+    let here = Timestamp::now();
     let watch = Watch::start();
     subject.enqueue(job().with_delay(delay)).await?;
+    let there = Timestamp::now();
     let first = match subject.claim_for(1, lease, Duration::ZERO).await?.pop() {
         // A machine that stood still until the job was due; if it was not, that shows below.
         Some(first) => first,
@@ -150,6 +169,17 @@ pub(super) async fn clock_of_the_caller_changes_nothing(fixture: Fixture) -> Ver
     };
     fixture.in_time("a delayed job", watch, delay, late())?;
     let claimed_at = first.lease_until.as_millis() - i64::try_from(lease.as_millis())?;
+    // A broker may round what it tells.
+    let tick = i64::try_from(fixture.at_most("off its clock", Duration::from_secs(1)).as_millis())?;
+    let on_our_clock = first.enqueued_at.as_millis() - skew.as_millis();
+    check!(
+        (here.as_millis() - tick..=there.as_millis() + tick).contains(&on_our_clock),
+        "a clock that is {} ms ahead told {} of what was enqueued between {} and {}",
+        skew.as_millis(),
+        first.enqueued_at.as_millis(),
+        here.as_millis(),
+        there.as_millis()
+    );
     check!(first.ready_at.since(first.enqueued_at) >= delay, "it was ready before it was due");
     check!(first.ready_at.as_millis() <= claimed_at, "it was claimed before it was ready");
     let watch = Watch::start();
@@ -164,7 +194,7 @@ pub(super) async fn clock_of_the_caller_changes_nothing(fixture: Fixture) -> Ver
     check!(began >= first.lease_until.as_millis(), "the second lease began before the first one ended");
     check_eq!(second.delivery, 2, "the delivery after the lease");
     other.succeed(&second).await?;
-    let ahead = first.enqueued_at.since(here).as_secs();
-    fixture.measure(format!("the broker's clock was {ahead} s ahead of the caller's"));
-    Ok(())
+    let ahead = first.enqueued_at.as_millis() - here.as_millis();
+    // To the next one: the call took its time.
+    Ok((ahead + 500).div_euclid(1000))
 }

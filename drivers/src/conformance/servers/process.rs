@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::{File, create_dir_all, remove_dir_all},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -77,6 +77,29 @@ pub fn free_port() -> Result<u16> {
         PORTS.start,
         PORTS.end - 1
     )))
+}
+
+/// How many connections the server at `address` has on this machine, as the kernel tells: those of its own side that are not
+/// over.
+///
+/// # Errors
+/// `Unavailable` when the kernel doesn't tell.
+pub fn connections_to(address: SocketAddr) -> Result<usize> {
+    let table = std::fs::read_to_string("/proc/net/tcp")
+        .map_err(|error| Error::unavailable(format!("the kernel's connections can't be read: {error}")))?;
+    Ok(table.lines().filter(|line| is_connection_of(line, address.port())).count())
+}
+
+/// Whether a line of the kernel's table is the local end of a connection at `port`: number, local and remote address in
+/// hexadecimal, state, and more.
+fn is_connection_of(line: &str, port: u16) -> bool {
+    const TIME_WAIT: &str = "06";
+    const LISTENS: &str = "0A";
+    let mut words = line.split_whitespace().skip(1);
+    let (Some(local), Some(_), Some(state)) = (words.next(), words.next(), words.next()) else {
+        return false;
+    };
+    local.ends_with(&format!(":{port:04X}")) && ![TIME_WAIT, LISTENS].contains(&state)
 }
 
 /// A server that runs, in a process group of its own. Dropping it kills the group.
@@ -303,6 +326,21 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
         assert_eq!(distinct.len(), ports.len(), "{ports:?}");
         assert!(ports.iter().all(|port| PORTS.contains(port)), "{ports:?}");
+    }
+
+    #[test]
+    fn connections_are_counted_at_the_servers_end() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(connections_to(address).unwrap(), 0);
+        let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let accepted: Vec<_> = (0..3).map(|_| listener.accept().unwrap()).collect();
+        assert_eq!(connections_to(address).unwrap(), 3);
+        // One that the client has left is the server's until it closes it.
+        drop(clients);
+        assert_eq!(connections_to(address).unwrap(), 3);
+        drop(accepted);
+        assert_eq!(connections_to(address).unwrap(), 0);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! A Redis server of our own, or one that somebody names with `LONGSHORE_TEST_REDIS_URL`.
 
-use super::process::{Directory, Process, free_port};
+use super::{
+    clock::Skew,
+    process::{Directory, Process, free_port},
+};
 use crate::{
     DynDriver, Error, ErrorKind, Result,
     conformance::{Backend, Broker, backends::credential},
@@ -101,6 +104,10 @@ impl Broker for Share {
         self.0.0.handle().await
     }
 
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        self.0.0.with_clock(skew).await
+    }
+
     fn via(&self, proxy: Option<SocketAddr>, directory: &Path) -> Result<Via> {
         self.0.0.via(proxy, directory)
     }
@@ -128,6 +135,7 @@ pub struct RedisBroker {
     directory: Directory,
     port: u16,
     settings: Vec<String>,
+    skew: Skew,
     process: Mutex<Option<Process>>,
 }
 
@@ -137,9 +145,17 @@ impl RedisBroker {
     /// # Errors
     /// `Unavailable` when it can't be started.
     pub async fn start(settings: &[&str]) -> Result<Self> {
+        Self::start_at(settings, Skew::NONE).await
+    }
+
+    /// The same with another clock than this machine's.
+    ///
+    /// # Errors
+    /// `Unavailable` when it can't be started.
+    pub async fn start_at(settings: &[&str], skew: Skew) -> Result<Self> {
         let directory = Directory::new("redis")?;
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let broker = Self { directory, port: free_port()?, settings, process: Mutex::default() };
+        let broker = Self { directory, port: free_port()?, settings, skew, process: Mutex::default() };
         broker.run(&mut *broker.process.lock().await).await?;
         Ok(broker)
     }
@@ -149,8 +165,10 @@ impl RedisBroker {
         let mut arguments = vec!["--port", &port, "--bind", "127.0.0.1", "--dir", &directory, "--save", ""];
         arguments.extend(["--daemonize", "no", "--enable-debug-command", "local"]);
         arguments.extend(self.settings.iter().map(String::as_str));
-        let log = self.directory.path().join("log");
-        let mut started = Process::start("redis-server", &program()?, &arguments, &log)?;
+        let (log, program) = (self.directory.path().join("log"), program()?);
+        let command = self.skew.command(&program, &arguments, self.directory.path())?;
+        let arguments: Vec<&str> = command.1.iter().map(String::as_str).collect();
+        let mut started = Process::start("redis-server", &command.0, &arguments, &log)?;
         let deadline = Instant::now() + STARTS;
         while !self.answers().await {
             if started.has_ended() || Instant::now() > deadline {
@@ -185,6 +203,13 @@ impl RedisBroker {
         self.directory.path()
     }
 
+    /// How many clients it has beside the one that asks.
+    async fn clients(&self) -> redis::RedisResult<usize> {
+        let mut connection = redis::Client::open(self.url())?.get_multiplexed_async_connection().await?;
+        let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await?;
+        Ok(list.lines().count().saturating_sub(1))
+    }
+
     /// Does something to the process that runs.
     async fn with(&self, what: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
         let process = self.process.lock().await;
@@ -204,6 +229,11 @@ impl RedisBroker {
 impl Broker for RedisBroker {
     async fn handle(&self) -> Result<DynDriver> {
         connect(RedisConfig::new(&self.url())?)
+    }
+
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        let settings: Vec<&str> = self.settings.iter().map(String::as_str).collect();
+        Ok(Arc::new(Self::start_at(&settings, skew).await?))
     }
 
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
@@ -230,6 +260,13 @@ impl Broker for RedisBroker {
 
     fn address(&self) -> Option<SocketAddr> {
         Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
+    }
+
+    async fn connections(&self) -> Result<Option<usize>> {
+        let clients = self.clients().await;
+        clients
+            .map(Some)
+            .map_err(|error| Error::unavailable(format!("its clients can't be counted: {error}")))
     }
 
     async fn restart(&self) -> Result<()> {

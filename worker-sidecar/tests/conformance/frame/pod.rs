@@ -8,7 +8,7 @@ use super::{
 };
 use bytes::Bytes;
 use http::Method;
-use longshore_drivers::policy::WorkerPolicy;
+use longshore_drivers::{Timestamp, conformance::servers::clock::Skew, policy::WorkerPolicy};
 use serde_json::Value;
 use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Mutex, time::Duration};
 
@@ -23,11 +23,14 @@ pub(crate) struct Pod {
     policy: Mutex<WorkerPolicy>,
     sidecar: Mutex<Option<std::sync::Arc<Sidecar>>>,
     starts: Mutex<u32>,
+    skew: Skew,
 }
 
 /// A sidecar's process.
 pub(crate) struct Sidecar {
     pub(crate) process: Process,
+    /// By its own clock.
+    pub(crate) started_at: Timestamp,
     api: SocketAddr,
     admin: SocketAddr,
 }
@@ -44,9 +47,15 @@ impl Pod {
             policy: Mutex::new(policy),
             sidecar: Mutex::default(),
             starts: Mutex::default(),
+            skew: Skew::NONE,
         };
         pod.write();
         pod
+    }
+
+    /// The same whose sidecars see another clock than this machine's.
+    pub(crate) fn with_clock(self, skew: Skew) -> Self {
+        Self { skew, ..self }
     }
 
     /// The same one, with events in its log, and the settles that failed.
@@ -81,10 +90,14 @@ impl Pod {
             *starts
         };
         let arguments = self.arguments("127.0.0.1:0");
-        let process = Process::start(BINARY, &arguments, &self.environment, &self.log(start));
+        let mut environment = self.skew.environment(&self.directory).unwrap();
+        environment.extend(self.environment.iter().cloned());
+        let process = Process::start(BINARY, &arguments, &environment, &self.log(start));
         let line = process.says("sidecar started").await.expect("the sidecar starts");
         let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
-        let sidecar = Sidecar { api: address("api"), admin: address("admin"), process };
+        let started_at: jiff::Timestamp = line["timestamp"].as_str().unwrap().parse().unwrap();
+        let started_at = Timestamp::from_millis(started_at.as_millisecond());
+        let sidecar = Sidecar { api: address("api"), admin: address("admin"), process, started_at };
         eventually("the sidecar is ready", || async { sidecar.get("/readyz").await.0 == 200 }).await;
         sidecar
     }

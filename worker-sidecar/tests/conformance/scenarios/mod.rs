@@ -1,5 +1,6 @@
 //! The scenarios, by subject. Names are those of the test plan where it has one.
 
+mod clocks;
 mod delivery;
 mod events;
 mod kills;
@@ -54,6 +55,7 @@ scenarios! {
     timing::retry_backoff_not_before_window: "Retries are never early, grow with their number, and their jitter only lengthens them.";
     timing::timeout_retry_not_before_window: "An attempt that takes too long costs an attempt, and the next one waits for its window.";
     timing::worker_restart_delay_recovery (PROCESS): "A delayed job outlives its workers and is never early.";
+    clocks::clock_skew_between_workers: "Workers whose clocks are an hour ahead and an hour behind go by the broker's: nothing is early, no lease is lost, and no job has two leased runs.";
     shutdown::shutdown_idempotent: "A stop that is asked for again and again is one stop: the running job ends and settles.";
     shutdown::shutdown_during_delay_retry: "Jobs that wait for a delay or a retry outlive a stop and keep their windows.";
     shutdown::shutdown_releases_running_job: "A stop that can't wait gives running jobs back without an attempt.";

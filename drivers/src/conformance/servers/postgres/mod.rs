@@ -13,7 +13,7 @@ pub use server::Server;
 
 use crate::{
     Driver, DynDriver, Error, ErrorKind, Result,
-    conformance::{Backend, Broker, backends::credential},
+    conformance::{Backend, Broker, backends::credential, servers::clock::Skew},
     policy::Via,
     postgres::{Postgres, PostgresConfig},
 };
@@ -60,8 +60,19 @@ type Shared = (Arc<Server>, Arc<RwLock<()>>);
 static SHARED: [Mutex<Option<Shared>>; 2] = [Mutex::const_new(None), Mutex::const_new(None)];
 
 impl OnPostgres {
-    async fn server(&self) -> Result<Server> {
-        if self.bouncer { Server::start_behind_bouncer().await } else { Server::start(&[]).await }
+    async fn server(&self, skew: Skew) -> Result<Server> {
+        if self.bouncer {
+            Server::start_behind_bouncer(skew).await
+        } else {
+            Server::start_at(&[], skew).await
+        }
+    }
+
+    /// One on a server that nobody else uses.
+    async fn alone(&self, skew: Skew) -> Result<PostgresBroker> {
+        let server = Arc::new(self.server(skew).await?);
+        let url = server.url(server.address());
+        PostgresBroker::new(&url, self.listen, Some(server), Use::Alone)
     }
 
     async fn shared(&self) -> Result<Shared> {
@@ -69,7 +80,7 @@ impl OnPostgres {
         if let Some(shared) = &*shared {
             return Ok(shared.clone());
         }
-        let made = (Arc::new(self.server().await?), Arc::default());
+        let made = (Arc::new(self.server(Skew::NONE).await?), Arc::default());
         *shared = Some(made.clone());
         Ok(made)
     }
@@ -100,9 +111,7 @@ impl Backend for OnPostgres {
             let message = format!("a server of its own: the server is the one that {URL} names");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        let server = Arc::new(self.server().await?);
-        let url = server.url(server.address());
-        Ok(Arc::new(PostgresBroker::new(&url, self.listen, Some(server), Use::Alone)?))
+        Ok(Arc::new(self.alone(Skew::NONE).await?))
     }
 }
 
@@ -192,6 +201,17 @@ impl Broker for PostgresBroker {
         Ok(driver)
     }
 
+    async fn with_clock(&self, skew: Skew) -> Result<Arc<dyn Broker>> {
+        let server = self.server.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("another clock: the server is the one that {URL} names"),
+            )
+        })?;
+        let (name, bouncer) = ("postgres", server.is_behind_bouncer());
+        Ok(Arc::new(OnPostgres { name, listen: self.config.listen, bouncer }.alone(skew).await?))
+    }
+
     async fn handle_at(&self, address: SocketAddr) -> Result<DynDriver> {
         let mut config = self.config_at(address)?;
         // Scenarios break the way there; a call takes two attempts to connect and two answers at most.
@@ -220,6 +240,13 @@ impl Broker for PostgresBroker {
 
     fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(|server| server.address())
+    }
+
+    async fn connections(&self) -> Result<Option<usize>> {
+        match &self.server {
+            Some(server) => server.sessions().await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn kill(&self) -> Result<()> {

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     Error, Result,
-    conformance::servers::process::{Process, free_port},
+    conformance::servers::{
+        clock::Skew,
+        process::{Process, connections_to, free_port},
+    },
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -64,6 +67,7 @@ fn signal(processes: &[Pid], signal: Signal) {
 pub struct Server {
     directory: PathBuf,
     port: u16,
+    skew: Skew,
     process: Mutex<Option<Process>>,
     /// What stands before it.
     bouncer: Option<Bouncer>,
@@ -75,21 +79,29 @@ impl Server {
     /// # Errors
     /// `Unavailable` when it can't be started.
     pub async fn start(settings: &[&str]) -> Result<Self> {
+        Self::start_at(settings, Skew::NONE).await
+    }
+
+    /// The same with another clock than this machine's.
+    ///
+    /// # Errors
+    /// `Unavailable` when it can't be started.
+    pub async fn start_at(settings: &[&str], skew: Skew) -> Result<Self> {
         static SERVERS: AtomicU64 = AtomicU64::new(0);
         let template = template()?;
         let directory = base()?.join(format!("server-{}", SERVERS.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir_all(&directory).map_err(|error| failed("no directory", error))?;
         done("cp", Command::new("cp").arg("-a").arg(template).arg(&directory).output())?;
         hand_over(&directory)?;
-        let server = Self { directory, port: free_port()?, process: Mutex::new(None), bouncer: None };
+        let server = Self { directory, port: free_port()?, skew, process: Mutex::new(None), bouncer: None };
         server.write_settings(settings)?;
         server.launch().await?;
         Ok(server)
     }
 
     /// The same behind PgBouncer, which everybody goes through from then on.
-    pub(super) async fn start_behind_bouncer() -> Result<Self> {
-        let mut server = Self::start(&[]).await?;
+    pub(super) async fn start_behind_bouncer(skew: Skew) -> Result<Self> {
+        let mut server = Self::start_at(&[], skew).await?;
         let bouncer = Bouncer::start(server.address(), &server.directory)?;
         server.bouncer = Some(bouncer);
         if let Err(error) = server.answers().await {
@@ -97,6 +109,10 @@ impl Server {
             return Err(failed("nobody gets through PgBouncer", format!("{error}; it said last: {said}")));
         }
         Ok(server)
+    }
+
+    pub(super) fn is_behind_bouncer(&self) -> bool {
+        self.bouncer.is_some()
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -139,8 +155,11 @@ impl Server {
     async fn launch(&self) -> Result<()> {
         let data = self.data().display().to_string();
         // Whoever changes its user loses the wish to die with its parent, so it is told again.
-        let postgres = programs()?.join("postgres").display().to_string();
-        let arguments = ["--pdeathsig", "KILL", "--", &postgres, "-D", &data];
+        let postgres = programs()?.join("postgres");
+        let (program, rest) = self.skew.command(&postgres, &["-D", &data], &self.directory)?;
+        let program = program.display().to_string();
+        let rest = rest.iter().map(String::as_str);
+        let arguments: Vec<&str> = ["--pdeathsig", "KILL", "--", &program].into_iter().chain(rest).collect();
         let (program, arguments) = unprivileged(Path::new("setpriv"), &arguments)?;
         let log = self.directory.join("log");
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -163,6 +182,26 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// How many sessions it has beside the one that asks; those of a bouncer are counted before it.
+    pub(super) async fn sessions(&self) -> Result<usize> {
+        const COUNT: &str = "SELECT count(*) FROM pg_stat_activity \
+                             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        if self.bouncer.is_some() {
+            return connections_to(self.address());
+        }
+        let asked = tokio_postgres::connect(&self.url(self.address()), tokio_postgres::NoTls).await;
+        let (client, connection) = asked.map_err(|error| failed("its sessions can't be counted", error))?;
+        let count = async {
+            let row = client.query_one(COUNT, &[]).await?;
+            let count: i64 = row.get(0);
+            // The connection ends with its client.
+            drop(client);
+            Ok::<_, tokio_postgres::Error>(usize::try_from(count).unwrap_or_default())
+        };
+        let (count, _) = tokio::join!(count, connection);
+        count.map_err(|error| failed("its sessions can't be counted", error))
     }
 
     /// Stops it and starts it again with the same data.
