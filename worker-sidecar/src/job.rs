@@ -148,10 +148,10 @@ async fn heard(core: &Core, lane: &Arc<Lane>, job: &Claimed, said: Said) -> Endi
     }
 }
 
-/// The end of a job whose lease was over before it came here: somebody else may have done it meanwhile, so the broker has
-/// to say that it is still ours.
+/// The end of a job whose lease was over before it came here, or before its turn, because this process stood still:
+/// somebody else may have done it meanwhile, so the broker has to say that it is still ours.
 async fn doubt(core: &Core, lane: &Lane, job: &Claimed, ticket: &mut Ticket, doubtful: bool) -> Option<End> {
-    if !doubtful {
+    if !doubtful && Instant::now() < ticket.lease_until() {
         return None;
     }
     tokio::select! {
