@@ -81,6 +81,11 @@ pub trait Broker: Debug + Send + Sync {
         self.handle_at(address).await
     }
 
+    /// Whether a pooler stands before it, which keeps connections of its clients when the broker dies.
+    fn pooled(&self) -> bool {
+        false
+    }
+
     /// Where it listens, the same for as long as it exists. `None` when there is no network before it.
     fn address(&self) -> Option<SocketAddr> {
         None

@@ -30,7 +30,7 @@ const REPEATS: u32 = 6;
 /// because whatever is behind it on its connection waits too.
 pub(super) const LOCKS: Duration = Duration::from_secs(5);
 /// How long bringing the schema up to date may take.
-const MIGRATES: Duration = Duration::from_secs(300);
+const MIGRATES: Duration = Duration::from_secs(60);
 /// How long nobody tries to connect after a failure, at first and at most.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// What a session is told, where a session lasts: to give a statement up a little before its answer is given up.
@@ -145,35 +145,47 @@ impl Pool {
         state.links.iter().flatten().map(|link| link.busy.load(Ordering::Relaxed)).sum()
     }
 
-    /// Brings the schema up to date, on a connection of its own. It goes on when the caller goes away: a caller who gives up
-    /// early, again and again, would undo a long step each time.
+    /// Brings the schema up to date, on a connection of its own. Steps go on when the caller goes away: a caller who gives up
+    /// early, again and again, would undo a long one each time.
     pub(super) async fn migrate(self: &Arc<Self>) -> Result<Identity> {
+        if let Some(identity) = self.lock().identity.clone() {
+            return Ok(identity);
+        }
+        let look = self.beside(async |client| schema::current(client, &self.config.schema).await);
+        let late = |_| Error::unavailable("PostgreSQL can't be reached: it doesn't answer");
+        // Mostly there is nothing to do, and nobody has to wait for somebody else to find that out.
+        let identity = match tokio::time::timeout(self.config.answers, look).await.map_err(late)?? {
+            Some(identity) => identity,
+            None => self.climb().await?,
+        };
+        let mut state = self.lock();
+        (state.outage, state.migrations) = (None, state.migrations + 1);
+        Ok(identity)
+    }
+
+    /// Takes the steps that are missing, in a task of their own, once at a time.
+    async fn climb(self: &Arc<Self>) -> Result<Identity> {
         let pool = self.clone();
         let work = async move {
-            let _door = pool.migrates.lock().await;
-            if let Some(identity) = pool.lock().identity.clone() {
-                return Ok(identity);
-            }
-            let work = tokio::time::timeout(MIGRATES, pool.climb());
-            let ended = pool.closed.run_until_cancelled(work).await;
+            let _turn = pool.migrates.lock().await;
+            let climb = pool.beside(async |client| schema::migrate(client, &pool.config).await);
+            let ended = pool.closed.run_until_cancelled(tokio::time::timeout(MIGRATES, climb)).await;
             let ended = ended.ok_or_else(|| Error::unavailable("the driver is closed"))?;
-            let identity = ended.map_err(|_| error::late(Effect::Change, MIGRATES))??;
-            let mut state = pool.lock();
-            (state.outage, state.migrations) = (None, state.migrations + 1);
-            Ok(identity)
+            ended.map_err(|_| error::late(Effect::Change, MIGRATES))?
         };
         let ended = |_| Err(Error::new(ErrorKind::Ambiguous, "the migration of the schema ended early"));
         tokio::spawn(work).await.unwrap_or_else(ended)
     }
 
-    async fn climb(&self) -> Result<Identity> {
+    /// Does something on a connection that is made for it alone.
+    async fn beside<T>(&self, work: impl AsyncFnOnce(&Client) -> Result<T>) -> Result<T> {
         let (client, connection) = self.connect().await?;
         let carrier = tokio::spawn(connection);
-        let identity = schema::migrate(&client, &self.config).await;
+        let done = work(&client).await;
         drop(client);
         // It ends with its client.
         drop(carrier);
-        identity
+        done
     }
 
     /// A new connection, and what carries it.

@@ -117,6 +117,15 @@ pub(super) async fn verify(client: &Client, schema: &str) -> Result<Identity> {
     check(schema, look(client, schema).await?)
 }
 
+/// What stands in the database, if nothing has to be done to it.
+pub(super) async fn current(client: &Client, schema: &str) -> Result<Option<Identity>> {
+    let found = look(client, schema).await?;
+    if found.as_ref().is_none_or(|found| found.version < VERSION && found.compatible <= VERSION) {
+        return Ok(None);
+    }
+    check(schema, found).map(Some)
+}
+
 /// Brings the schema up to date.
 pub(super) async fn migrate(client: &Client, config: &PostgresConfig) -> Result<Identity> {
     climb(client, &config.schema, STEPS, TRIES).await

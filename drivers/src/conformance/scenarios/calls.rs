@@ -41,6 +41,8 @@ pub(super) enum Unanswered {
     Silence,
     /// The connection broke, before or after it was sent.
     Broken,
+    /// Somebody stands before the broker: when that one dies, the connection to them may stand or break.
+    Unclear,
 }
 
 /// It surely did nothing.
@@ -83,14 +85,14 @@ impl Operation {
     pub(super) fn allowed(self, why: Unanswered, pauses: Duration) -> &'static [ErrorKind] {
         /// The time-outs of handles whose calls end soon are longer.
         const STOOD_STILL: Duration = Duration::from_millis(500);
-        if pauses > STOOD_STILL {
+        if pauses > STOOD_STILL || why == Unanswered::Unclear {
             return if self.changes() { UA } else { UT };
         }
         let [not_sent, silence, broken] = self.row();
         match why {
             Unanswered::NotSent => not_sent,
             Unanswered::Silence => silence,
-            Unanswered::Broken => broken,
+            Unanswered::Broken | Unanswered::Unclear => broken,
         }
     }
 }

@@ -10,9 +10,11 @@ use futures::future::join_all;
 use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpSocket;
 
-/// Why calls of a handle that was well are not answered, during one of [`Fault::TOTAL`].
-const fn unanswered(fault: Fault) -> Unanswered {
+/// Why calls of a handle that was well are not answered, during one of [`Fault::TOTAL`]; `pooled` tells that a pooler stands
+/// before the broker.
+const fn unanswered(fault: Fault, pooled: bool) -> Unanswered {
     match fault {
+        Fault::Killed if pooled => Unanswered::Unclear,
         Fault::Frozen | Fault::Silent | Fault::HalfOpen => Unanswered::Silence,
         Fault::Killed
         | Fault::Refused
@@ -41,7 +43,7 @@ pub(super) async fn error_contract_broker_faults(fixture: Fixture) -> Verdict {
         let pauses = watch.pauses();
         fault.end(&fixture, &proxy).await?;
         fixture.over("operations", told.len());
-        kept_to_the_table(&name, unanswered(fault), &told, bound, pauses)?;
+        kept_to_the_table(&name, unanswered(fault, fixture.broker().pooled()), &told, bound, pauses)?;
         healthy(&fixture, &subject, fault).await?;
         sure += did_nothing(&name, &ground, &direct.driver, &told).await?;
         worst = told.iter().map(|story| story.took).max().unwrap_or_default().max(worst);

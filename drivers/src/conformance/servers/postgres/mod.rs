@@ -238,6 +238,10 @@ impl Broker for PostgresBroker {
         self.keep(self.config_at(address)?).await
     }
 
+    fn pooled(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.is_behind_bouncer())
+    }
+
     fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(|server| server.address())
     }

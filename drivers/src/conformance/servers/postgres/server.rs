@@ -25,6 +25,15 @@ use tokio::{sync::Mutex, time::Instant};
 /// How long a server may take until it answers.
 const STARTS: Duration = Duration::from_secs(60);
 
+/// Has a query answered: a bouncer lets clients in whether its server is there or not.
+async fn ask(url: &str) -> std::result::Result<(), tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    let carrier = tokio::spawn(connection);
+    let answered = client.simple_query("SELECT 1").await;
+    carrier.abort();
+    answered.map(drop)
+}
+
 /// The processes that `parent` started.
 fn children(parent: u32) -> Vec<Pid> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -172,8 +181,7 @@ impl Server {
         let deadline = Instant::now() + STARTS;
         let url = self.url(self.address());
         loop {
-            let asked = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
-            let Err(error) = asked else { return Ok(()) };
+            let Err(error) = ask(&url).await else { return Ok(()) };
             let ended = self.process.lock().await.as_mut().is_none_or(Process::has_ended);
             if ended || Instant::now() >= deadline {
                 let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
