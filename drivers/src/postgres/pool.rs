@@ -388,9 +388,14 @@ impl Pool {
         }
     }
 
-    /// Nobody waits for this connection any more, and the server needn't go on either.
+    /// Nobody waits for this connection any more, and the server needn't go on either. A pooler is not asked to cancel:
+    /// PgBouncer 1.18 and 1.19 can end with such a request, for all who use it (its issue 801). It ends the statement's
+    /// session when the connection closes.
     fn give_up(&self, link: &Arc<Link>) {
         link.stuck.store(true, Ordering::Relaxed);
+        if !self.config.listen {
+            return;
+        }
         let (token, tls, limit) = (link.client.cancel_token(), self.tls.clone(), self.config.connects);
         tokio::spawn(async move {
             let asked = tokio::time::timeout(limit, token.cancel_query(tls)).await;
