@@ -2,8 +2,9 @@
 -- it runs as the owner of the schema, finds rows through indexes and one by one, whatever the planner's figures say, and
 -- doesn't wait for locks for long. `@warm@` is the same where lists are joined with lists.
 --
--- Rows of many keys are found by a subquery for each key (LATERAL): with `= ANY` and an order a planner that thinks a table
--- empty walks the whole index in that order. The subqueries are carried out in the order of the keys.
+-- A planner that thinks a table empty walks all of its index, for the order that it has or for a join, and keeps that plan
+-- when the table has grown. So rows of a list are found with `= ANY (ARRAY[one])`, which serves for nothing but a look at the
+-- index for each of the list; and where rows are taken in an order, by a subquery for each key (LATERAL), in the order of keys.
 
 -- The present instant by this server's clock, cut to milliseconds.
 CREATE FUNCTION @schema@.now_ms() RETURNS bigint LANGUAGE sql VOLATILE
@@ -228,10 +229,10 @@ AS $$
         CASE WHEN octet_length(f.result) <= 1024 THEN f.result END,
         octet_length(f.result)::bigint, coalesce(w.bytes, a.bytes, f.bytes)::bigint
     FROM unnest(p_seqs) WITH ORDINALITY AS s(seq, ord)
-    LEFT JOIN @schema@.jobs j ON j.seq = s.seq
-    LEFT JOIN @schema@.waiting w ON w.seq = s.seq
-    LEFT JOIN @schema@.active a ON a.seq = s.seq
-    LEFT JOIN @schema@.finished f ON f.seq = s.seq
+    LEFT JOIN @schema@.jobs j ON j.seq = ANY (ARRAY[s.seq])
+    LEFT JOIN @schema@.waiting w ON w.seq = ANY (ARRAY[s.seq])
+    LEFT JOIN @schema@.active a ON a.seq = ANY (ARRAY[s.seq])
+    LEFT JOIN @schema@.finished f ON f.seq = ANY (ARRAY[s.seq])
     ORDER BY s.ord
 $$;
 
@@ -296,7 +297,7 @@ BEGIN
             FROM unnest(p_id, p_address) WITH ORDINALITY AS u(id, address, ord)
             WHERE u.address IS NOT NULL
             AND EXISTS (SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = u.id)
-            AND NOT EXISTS (SELECT FROM @schema@.jobs j WHERE j.queue = q.id AND j.id = u.id);
+            AND NOT EXISTS (SELECT FROM @schema@.jobs j WHERE j.queue = q.id AND j.id = ANY (ARRAY[u.id]));
         -- Ids are added in order, so that two batches with the same ones wait for each other on one side only.
         WITH input AS MATERIALIZED (
             SELECT u.*, nextval('@schema@.job_seq') AS seq
@@ -374,7 +375,7 @@ BEGIN
             NULL::text, d.state, d.dead_reason, d.failure_reason, d.failure_message, d.result_type, d.result,
             d.result_bytes
             FROM unnest(p_id) WITH ORDINALITY AS u(id, ord)
-            JOIN @schema@.jobs j ON j.queue = q.id AND j.id = u.id
+            JOIN @schema@.jobs j ON j.queue = q.id AND j.id = ANY (ARRAY[u.id])
             CROSS JOIN LATERAL @schema@.describe(ARRAY[j.seq], v_now) d
             WHERE u.ord <> ALL (v_added || v_left || v_full || v_bad || v_wait);
         GET DIAGNOSTICS v_rows = ROW_COUNT;

@@ -145,8 +145,8 @@ DECLARE q @schema@.queues := @schema@.find(p_queue);
 BEGIN
     RETURN QUERY SELECT u.ord, coalesce(f.result_type, 'application/json'), f.result
         FROM unnest(p_ids) WITH ORDINALITY AS u(id, ord)
-        JOIN @schema@.jobs j ON j.queue = q.id AND j.id = u.id
-        JOIN @schema@.finished f ON f.seq = j.seq WHERE f.result IS NOT NULL;
+        JOIN @schema@.jobs j ON j.queue = q.id AND j.id = ANY (ARRAY[u.id])
+        JOIN @schema@.finished f ON f.seq = ANY (ARRAY[j.seq]) WHERE f.result IS NOT NULL;
 END $$;
 
 -- Takes the lines of jobs that somebody named.
@@ -158,7 +158,7 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT array_agg(coalesce(j.key, '')) INTO v_keys FROM unnest(p_ids) AS u(id)
-        JOIN @schema@.jobs j ON j.queue = q.id AND j.id = u.id;
+        JOIN @schema@.jobs j ON j.queue = q.id AND j.id = ANY (ARRAY[u.id]);
     IF p_open THEN
         PERFORM @schema@.open_lines(q.id, v_keys);
     ELSE
@@ -286,7 +286,7 @@ BEGIN
         ORDER BY c.id LIMIT p_max FOR UPDATE SKIP LOCKED
     ), leased AS (
         UPDATE @schema@.completions c SET leased_until = v_now + p_lease, delivery = c.delivery + 1
-        FROM readable r WHERE c.id = r.id RETURNING c.*
+        FROM readable r WHERE c.id = ANY (ARRAY[r.id]) RETURNING c.*
     )
     SELECT l.id, l.queue, l.job, l.outcome, l.settled_at, l.context, l.delivery, NULL::bigint, NULL::bigint,
         NULL::bigint FROM leased l
@@ -318,7 +318,7 @@ AS $$
 BEGIN
     UPDATE @schema@.finished f SET at = @schema@.now_ms()
         FROM unnest(p_seqs) AS u(seq), @schema@.jobs j, @schema@.queues q
-        WHERE f.seq = u.seq AND j.seq = u.seq AND q.id = j.queue AND j.unpinned AND f.at >= 4611686018427387904
+        WHERE f.seq = ANY (ARRAY[u.seq]) AND j.seq = ANY (ARRAY[u.seq]) AND q.id = ANY (ARRAY[j.queue]) AND j.unpinned AND f.at >= 4611686018427387904
         AND NOT EXISTS (
             SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = j.id AND c.job_seq = j.seq);
 END $$;
@@ -339,7 +339,7 @@ DECLARE v_seqs bigint[];
 BEGIN
     WITH gone AS (
         DELETE FROM @schema@.completions c USING unnest(p_ids) AS u(id)
-        WHERE c.id = u.id AND c.address = p_address RETURNING c.job_seq
+        WHERE c.id = ANY (ARRAY[u.id]) AND c.address = p_address RETURNING c.job_seq
     )
     SELECT array_agg(DISTINCT g.job_seq ORDER BY g.job_seq) INTO v_seqs FROM gone g;
     PERFORM @schema@.hold(v_seqs);
@@ -354,7 +354,7 @@ DECLARE
 BEGIN
     SELECT q.id INTO v_queue FROM @schema@.queues q WHERE q.name = p_queue AND q.deleted_at IS NULL;
     SELECT array_agg(j.seq ORDER BY j.seq) INTO v_seqs FROM unnest(p_ids) AS u(id)
-        JOIN @schema@.jobs j ON j.queue = v_queue AND j.id = u.id;
+        JOIN @schema@.jobs j ON j.queue = v_queue AND j.id = ANY (ARRAY[u.id]);
     PERFORM @schema@.hold(v_seqs);
     UPDATE @schema@.jobs SET unpinned = true WHERE seq = ANY (v_seqs) AND NOT unpinned;
     PERFORM @schema@.age(v_seqs);

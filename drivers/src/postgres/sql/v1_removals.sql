@@ -20,11 +20,11 @@ BEGIN
     ), completions AS (
         INSERT INTO @schema@.completions (job_seq, settled_at, address, queue, job, outcome, context)
         SELECT g.seq, p_now, j.notify_address, q.name, j.id, '"purged"', j.notify_context
-        FROM unnest(p_seqs) WITH ORDINALITY AS u(seq, ord) JOIN gone g ON g.seq = u.seq JOIN @schema@.jobs j ON j.seq = g.seq
+        FROM unnest(p_seqs) WITH ORDINALITY AS u(seq, ord) JOIN gone g ON g.seq = u.seq JOIN @schema@.jobs j ON j.seq = ANY (ARRAY[g.seq])
         WHERE g.notify AND j.notify_address IS NOT NULL ORDER BY u.ord
         RETURNING address
     ), bodies AS (
-        DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = g.seq
+        DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = ANY (ARRAY[g.seq])
     ), counted AS (
         INSERT INTO @schema@.deltas (queue, ready, scheduled, retrying, blocked, active, dead)
         SELECT q.id, -count(*) FILTER (WHERE state = 0), -count(*) FILTER (WHERE state = 1),
@@ -106,7 +106,7 @@ DECLARE
 BEGIN
     IF q.fifo THEN
         PERFORM @schema@.lock_lines(q.id, (
-            SELECT array_agg(w.key) FROM unnest(v_seqs) AS u(seq) JOIN @schema@.waiting w ON w.seq = u.seq));
+            SELECT array_agg(w.key) FROM unnest(v_seqs) AS u(seq) JOIN @schema@.waiting w ON w.seq = ANY (ARRAY[u.seq])));
         v_now := @schema@.now_ms();
     END IF;
     -- Whatever somebody else moves at this moment is no longer in the state that was asked for.
@@ -114,13 +114,13 @@ BEGIN
         SELECT array_agg(s.seq ORDER BY s.ord) FILTER (WHERE s.before < 33554432), count(*) INTO v_locked, v_seen FROM (
             SELECT l.seq, l.ord, sum(l.bytes) OVER (ORDER BY l.ord ROWS UNBOUNDED PRECEDING) - l.bytes AS before FROM (
                 SELECT w.seq, u.ord, w.bytes::bigint AS bytes FROM unnest(v_seqs) WITH ORDINALITY AS u(seq, ord)
-                JOIN @schema@.waiting w ON w.seq = u.seq
+                JOIN @schema@.waiting w ON w.seq = ANY (ARRAY[u.seq])
                 WHERE (w.state = 3) = (p_state = 3) FOR UPDATE OF w SKIP LOCKED) l) s;
     ELSE
         SELECT array_agg(s.seq ORDER BY s.ord) FILTER (WHERE s.before < 33554432), count(*) INTO v_locked, v_seen FROM (
             SELECT l.seq, l.ord, sum(l.bytes) OVER (ORDER BY l.ord ROWS UNBOUNDED PRECEDING) - l.bytes AS before FROM (
                 SELECT f.seq, u.ord, f.bytes::bigint + coalesce(octet_length(f.result), 0) AS bytes
-                FROM unnest(v_seqs) WITH ORDINALITY AS u(seq, ord) JOIN @schema@.finished f ON f.seq = u.seq
+                FROM unnest(v_seqs) WITH ORDINALITY AS u(seq, ord) JOIN @schema@.finished f ON f.seq = ANY (ARRAY[u.seq])
                 WHERE f.at < 4611686018427387904 FOR UPDATE OF f SKIP LOCKED) l) s;
     END IF;
     purged := coalesce(cardinality(v_locked), 0);
@@ -156,7 +156,7 @@ BEGIN
         UPDATE @schema@.finished f SET at = now_at FROM (
             SELECT seq FROM @schema@.finished WHERE queue = q.id AND state = v_state AND at >= 4611686018427387904
                 AND at <= 4611686018427387904 + now_at - 2592000000 ORDER BY at LIMIT 500 FOR UPDATE SKIP LOCKED
-            ) o WHERE f.seq = o.seq;
+            ) o WHERE f.seq = ANY (ARRAY[o.seq]);
         WITH old AS MATERIALIZED (
             SELECT seq, bytes::bigint + coalesce(octet_length(result), 0) AS bytes FROM @schema@.finished
                 WHERE queue = q.id AND state = v_state AND at <= now_at - v_keep
@@ -166,9 +166,9 @@ BEGIN
                 SELECT o.seq, o.bytes, sum(o.bytes) OVER (ROWS UNBOUNDED PRECEDING) - o.bytes AS before FROM old o) s
                 WHERE s.before < v_room
         ), gone AS (
-            DELETE FROM @schema@.finished f USING few w WHERE f.seq = w.seq RETURNING f.seq
+            DELETE FROM @schema@.finished f USING few w WHERE f.seq = ANY (ARRAY[w.seq]) RETURNING f.seq
         ), bodies AS (
-            DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = g.seq
+            DELETE FROM @schema@.jobs j USING gone g WHERE j.seq = ANY (ARRAY[g.seq])
         )
         SELECT (SELECT count(*) FROM old), count(*), v_room - coalesce(sum(w.bytes), 0)
             INTO v_seen, v_count, v_room FROM few w;

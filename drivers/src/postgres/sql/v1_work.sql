@@ -22,7 +22,7 @@ BEGIN
         WHERE a.queue = q.id AND a.at <= p_now AND (NOT q.fifo OR a.key = ANY (v_keys))
         ORDER BY a.at LIMIT p_limit FOR UPDATE SKIP LOCKED
     ), gone AS (
-        DELETE FROM @schema@.active a USING due d WHERE a.seq = d.seq RETURNING a.*
+        DELETE FROM @schema@.active a USING due d WHERE a.seq = ANY (ARRAY[d.seq]) RETURNING a.*
     ), ends AS MATERIALIZED (
         SELECT g.*, CASE WHEN g.cancel_requested THEN 7 WHEN g.lost + 1 >= greatest(q.max_deliveries, 1) THEN 6 ELSE 0
             END AS next,
@@ -49,7 +49,7 @@ BEGIN
                 'reason', 'Quarantined',
                 'failure', jsonb_build_object('reason', 'DeliveriesLost', 'message', e.message)))::text END,
             j.notify_context
-        FROM ends e JOIN @schema@.jobs j ON j.seq = e.seq
+        FROM ends e JOIN @schema@.jobs j ON j.seq = ANY (ARRAY[e.seq])
         WHERE e.next > 0 AND j.notify_address IS NOT NULL
         RETURNING address
     ), counted AS (
@@ -119,7 +119,7 @@ BEGIN
     SELECT h.seq, h.token, j.id, j.type, j.content_type, j.payload, j.max_attempts, j.timeout, j.headers, j.key,
         h.attempts, h.deliveries + 1, j.enqueued_at, h.at, h.failure_reason, h.failure_message, j.notify_address,
         j.notify_context, NULL::bigint, NULL::bigint, NULL::boolean, NULL::text[]
-    FROM held h LEFT JOIN @schema@.jobs j ON j.seq = h.seq ORDER BY h.at, h.seq;
+    FROM held h LEFT JOIN @schema@.jobs j ON j.seq = ANY (ARRAY[h.seq]) ORDER BY h.at, h.seq;
     GET DIAGNOSTICS v_found = ROW_COUNT;
     IF v_found = 0 THEN
         SELECT least(
@@ -143,7 +143,7 @@ BEGIN
     RETURN QUERY UPDATE @schema@.active a SET at = v_now + p_lease
         FROM unnest(p_seq, p_token) WITH ORDINALITY AS u(seq, token, ord)
         -- With `+ 0` no other index than the one on seq serves, whatever the planner thinks of a table that was empty.
-        WHERE a.seq = u.seq AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
+        WHERE a.seq = ANY (ARRAY[u.seq]) AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
         RETURNING u.ord, a.at, a.cancel_requested;
 END $$;
 
@@ -167,10 +167,10 @@ DECLARE
 BEGIN
     IF q.fifo THEN
         v_busy := @schema@.try_lock_lines(q.id, (
-            SELECT array_agg(a.key) FROM unnest(p_seq) AS u(seq) JOIN @schema@.active a ON a.seq = u.seq));
+            SELECT array_agg(a.key) FROM unnest(p_seq) AS u(seq) JOIN @schema@.active a ON a.seq = ANY (ARRAY[u.seq])));
         v_now := @schema@.now_ms();
         RETURN QUERY SELECT u.ord, false, NULL::text FROM unnest(p_seq, p_token) WITH ORDINALITY AS u(seq, token, ord)
-            JOIN @schema@.active a ON a.seq = u.seq WHERE a.token = u.token AND a.key = ANY (v_busy);
+            JOIN @schema@.active a ON a.seq = ANY (ARRAY[u.seq]) WHERE a.token = u.token AND a.key = ANY (v_busy);
     END IF;
     WITH gone AS (
         DELETE FROM @schema@.active a
@@ -178,7 +178,7 @@ BEGIN
             p_result, p_outcome) WITH ORDINALITY AS u(seq, token, kind, delay, dead_reason, failure_reason, failure_message,
             result_type, result, outcome, ord)
         -- With `+ 0` no other index than the one on seq serves, whatever the planner thinks of a table that was empty.
-        WHERE a.seq = u.seq AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
+        WHERE a.seq = ANY (ARRAY[u.seq]) AND a.token = u.token AND a.queue + 0 = q.id AND a.at + 0 > v_now
             AND (NOT q.fifo OR a.key <> ALL (v_busy))
         RETURNING u.ord, u.kind, u.delay, u.dead_reason, coalesce(u.failure_reason, a.failure_reason) AS failure_reason,
             coalesce(u.failure_message, a.failure_message) AS failure_message, u.result_type, u.result,
@@ -204,7 +204,7 @@ BEGIN
     ), completions AS (
         INSERT INTO @schema@.completions (job_seq, settled_at, address, queue, job, outcome, context)
         SELECT e.seq, v_now, j.notify_address, q.name, j.id, e.outcome, j.notify_context
-        FROM ends e JOIN @schema@.jobs j ON j.seq = e.seq
+        FROM ends e JOIN @schema@.jobs j ON j.seq = ANY (ARRAY[e.seq])
         WHERE e.notify AND e.next >= 5 AND j.notify_address IS NOT NULL ORDER BY e.ord
         RETURNING address
     ), counted AS (

@@ -2,7 +2,7 @@
 //! it looked at in vain: with thousands of jobs in every state a call looks at those that it is about, whatever the planner
 //! thought of tables that were empty when it made its plan.
 
-use super::{declaration, job, owner};
+use super::{connect, declaration, job};
 use crate::{
     Address, Claim, Claimed, DeadReason, Driver, Failure, JobId, JobState, ListJobs, Notify, Ordering,
     Payload, QueueName, QueueSettings, ReadCompletions, Settle, Settlement,
@@ -125,13 +125,15 @@ fn wasteful(log: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut step = "";
     for line in log.lines().map(str::trim) {
-        if line.contains("Scan") {
+        if line.contains("(cost=") {
             step = line;
         }
         let all = LARGE.iter().any(|table| line.contains(&format!("Seq Scan on {table} ")));
         let vain =
             line.strip_prefix("Rows Removed by Filter: ").and_then(|count| count.parse::<usize>().ok());
-        if all || vain.is_some_and(|count| count > IN_VAIN) {
+        // What a call brought along may be gone through as often as it has to be.
+        let own = ["CTE Scan", "Function Scan"].iter().any(|list| step.contains(list));
+        if all || (!own && vain.is_some_and(|count| count > IN_VAIN)) {
             found.push(format!("{step}: {line}"));
         }
     }
@@ -148,32 +150,57 @@ fn a_step_that_looks_at_everything_is_seen() {
     assert!(wasteful("Index Scan using jobs_pkey on jobs\nRows Removed by Filter: 3").is_empty());
 }
 
+/// When a connection makes its plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Planned {
+    /// The server knows nothing of the tables.
+    Blind,
+    /// It knows that they are empty.
+    Empty,
+    /// It knows what they hold, and they change afterwards.
+    Full,
+}
+
 #[tokio::test]
 async fn every_call_finds_its_rows_without_looking_at_others() {
+    for planned in [Planned::Blind, Planned::Empty, Planned::Full] {
+        for order in [Ordering::BestEffort, Ordering::Fifo] {
+            let told = told(planned, order).await;
+            assert!(told.contains("Index Scan"), "the server told nothing");
+            assert!(wasteful(&told).is_empty(), "{planned:?}, {order:?}: {:#?}", wasteful(&told));
+        }
+    }
+}
+
+/// What the server tells of each call, and of a batch of claims and settles, once there are thousands of jobs.
+async fn told(planned: Planned, ordering: Ordering) -> String {
     let server = Server::start(&TELLS).await.unwrap();
     let url = server.url(server.address());
-    // Plans are made while the tables are empty, and kept.
-    let mut config = PostgresConfig::new(&url).unwrap();
-    config.connections = 1;
-    let driver = Postgres::new(config).unwrap();
-    let queues = [("test.shop.mails", Ordering::BestEffort), ("test.shop.lines", Ordering::Fifo)].map(
-        |(name, ordering)| {
-            (name.parse::<QueueName>().unwrap(), QueueSettings { ordering, ..QueueSettings::default() })
-        },
-    );
-    for (queue, settings) in queues {
-        driver.declare(&queue, declaration(settings.clone())).await.unwrap();
-        for _ in 0..7 {
-            call_everything(&driver, &queue, settings.ordering).await;
-        }
-        fill(&driver, &queue, settings.ordering).await;
-        let log = server.data().with_file_name("log");
-        let before = std::fs::read_to_string(&log).unwrap().len();
-        call_everything(&driver, &queue, settings.ordering).await;
-        let text = std::fs::read_to_string(&log).unwrap();
-        let told = &text[before..];
-        assert!(told.contains("Index Scan"), "the server told nothing");
-        assert!(wasteful(told).is_empty(), "{queue}: {:#?}", wasteful(told));
+    let driver = || {
+        let mut config = PostgresConfig::new(&url).unwrap();
+        config.connections = 1;
+        Postgres::new(config).unwrap()
+    };
+    let (operator, admin) = (driver(), connect(&url).await);
+    let queue: QueueName = "test.shop.mails".parse().unwrap();
+    let settings = QueueSettings { ordering, ..QueueSettings::default() };
+    operator.declare(&queue, declaration(settings)).await.unwrap();
+    if planned == Planned::Full {
+        fill(&operator, &queue, ordering).await;
     }
-    driver.delete_queue(&"test.shop.mails".parse().unwrap(), &owner()).await.unwrap();
+    if planned != Planned::Blind {
+        admin.batch_execute("VACUUM ANALYZE").await.unwrap();
+    }
+    let driver = driver();
+    call_everything(&driver, &queue, ordering).await;
+    fill(&driver, &queue, ordering).await;
+    let log = server.data().with_file_name("log");
+    let before = std::fs::read_to_string(&log).unwrap().len();
+    call_everything(&driver, &queue, ordering).await;
+    let jobs = claim(&driver, &queue, 200).await;
+    settle(&driver, &queue, jobs, &Settle::Succeed { result: None }).await;
+    let told = std::fs::read_to_string(&log).unwrap().split_off(before);
+    operator.close().await;
+    driver.close().await;
+    told
 }
