@@ -296,7 +296,7 @@ BEGIN
         SELECT coalesce(array_agg(u.ord), '{}') INTO v_left
             FROM unnest(p_id, p_address) WITH ORDINALITY AS u(id, address, ord)
             WHERE u.address IS NOT NULL
-            AND EXISTS (SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = u.id)
+            AND EXISTS (SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = ANY (ARRAY[u.id]))
             AND NOT EXISTS (SELECT FROM @schema@.jobs j WHERE j.queue = q.id AND j.id = ANY (ARRAY[u.id]));
         -- Ids are added in order, so that two batches with the same ones wait for each other on one side only.
         WITH input AS MATERIALIZED (

@@ -320,7 +320,8 @@ BEGIN
         FROM unnest(p_seqs) AS u(seq), @schema@.jobs j, @schema@.queues q
         WHERE f.seq = ANY (ARRAY[u.seq]) AND j.seq = ANY (ARRAY[u.seq]) AND q.id = ANY (ARRAY[j.queue]) AND j.unpinned AND f.at >= 4611686018427387904
         AND NOT EXISTS (
-            SELECT FROM @schema@.completions c WHERE c.queue = q.name AND c.job = j.id AND c.job_seq = j.seq);
+            SELECT FROM @schema@.completions c
+            WHERE c.queue = ANY (ARRAY[q.name]) AND c.job = ANY (ARRAY[j.id]) AND c.job_seq = ANY (ARRAY[j.seq]));
 END $$;
 
 -- Holds the bodies of jobs, in the order of their numbers, which `p_seqs` has.
