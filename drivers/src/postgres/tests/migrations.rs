@@ -3,7 +3,11 @@
 use super::{Bench, connect, job, until};
 use crate::{
     Driver, ErrorKind, Settle, Settlement,
-    postgres::schema::{Step, climb},
+    conformance::servers::postgres::Server,
+    postgres::{
+        Postgres, PostgresConfig,
+        schema::{Step, climb},
+    },
 };
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -36,6 +40,27 @@ async fn load(bench: &Bench, going: impl Fn() -> bool) -> (usize, Duration) {
     (done, slowest)
 }
 
+/// The same for so long; how many.
+async fn load_for(bench: &Bench, span: Duration) -> usize {
+    let since = Instant::now();
+    load(bench, || since.elapsed() < span).await.0
+}
+
+#[tokio::test]
+async fn steps_go_on_when_whoever_asked_for_them_gives_up() {
+    let server = Server::start(&[]).await.unwrap();
+    let url = server.url(server.address());
+    let other = connect(&url).await;
+    // Another operator is at it.
+    let lock = "SELECT pg_advisory_lock(hashtextextended('longshore.longshore', 0))";
+    other.batch_execute(lock).await.unwrap();
+    let driver = Postgres::new(PostgresConfig::new(&url).unwrap()).unwrap();
+    tokio::time::timeout(Duration::from_millis(500), driver.probe()).await.unwrap_err();
+    other.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    let there = "SELECT count(*) FROM pg_namespace WHERE nspname = 'longshore'";
+    until(&other, there, 1, Duration::from_secs(10)).await;
+}
+
 #[tokio::test]
 async fn a_step_waits_for_a_reader_without_stopping_the_work() {
     let bench = Bench::start().await;
@@ -60,12 +85,9 @@ async fn a_step_waits_for_a_reader_without_stopping_the_work() {
     // A step that waited in line for its reader would stop everybody for as long.
     assert!(slowest < Duration::from_secs(2), "a round took {slowest:?}");
     // What is there is worked with as before, by those who know only the first version.
-    load(&bench, || false).await;
     until(&bench.admin, "SELECT longshore.spare()", 7, Duration::from_secs(1)).await;
     bench.driver.probe().await.unwrap();
-    let again = Instant::now();
-    let (more, _) = load(&bench, || again.elapsed() < Duration::from_millis(300)).await;
-    assert!(more > 0, "nothing is done afterwards");
+    assert!(load_for(&bench, Duration::from_millis(300)).await > 0, "nothing is done afterwards");
 }
 
 #[tokio::test]
@@ -77,11 +99,7 @@ async fn a_step_that_fails_leaves_the_version_that_was() {
     until(&bench.admin, "SELECT version::bigint FROM longshore.meta", 1, Duration::from_secs(1)).await;
     let column = "SELECT count(*) FROM information_schema.columns WHERE column_name = 'spare'";
     until(&bench.admin, column, 0, Duration::from_secs(1)).await;
-    let (done, _) = {
-        let since = Instant::now();
-        load(&bench, || since.elapsed() < Duration::from_millis(200)).await
-    };
-    assert!(done > 0);
+    assert!(load_for(&bench, Duration::from_millis(200)).await > 0);
     let identity = climb(&operator, "longshore", STEPS, TRIES).await.unwrap();
     assert_eq!(identity.version, 2);
 }
@@ -95,8 +113,6 @@ async fn a_step_that_never_gets_its_table_says_so_and_stops_nobody() {
     let error = climb(&operator, "longshore", STEPS, Duration::from_millis(500)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     assert!(error.message.contains("long transactions"), "{error}");
-    let since = Instant::now();
-    let (done, _) = load(&bench, || since.elapsed() < Duration::from_millis(200)).await;
-    assert!(done > 0);
+    assert!(load_for(&bench, Duration::from_millis(200)).await > 0);
     reader.batch_execute("COMMIT").await.unwrap();
 }
